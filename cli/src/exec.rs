@@ -1,0 +1,250 @@
+//! `tunneld exec`: a command whose only way out is the engine.
+//!
+//! The sandbox is made first, while there is one thread; then the shard's thread starts and
+//! the command with it. When the command ends, what it had written is still delivered, and
+//! tunneld leaves with the command's exit code.
+
+use std::fs::File;
+use std::io::BufWriter;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::SystemTime;
+
+use anyhow::Context;
+use dns::discover::ResolvConf;
+use engine::policy::Policy;
+use engine::{DeviceName, Dropped, Engine, Instant, Report, Services};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tunnel::device::{Device, Tun};
+use tunnel::driver::{Driver, Parts, Totals};
+use tunnel::owner::Owners;
+use tunnel::rings::Pool;
+use tunnel::source::Routes;
+
+use crate::args::ExecArgs;
+use crate::config::{self, Config};
+use crate::error::{Refusal, code};
+use crate::report::{Clock, Writer};
+use crate::sandbox::{self, Plan, SpawnError, Status};
+
+/// The server that programs inside are told of. Any would do: every query is answered by us.
+const INSIDE_DNS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 18, 0, 2));
+/// Reports that may wait for the disk.
+const REPORTS: usize = 65_536;
+/// Descriptors kept for everything that is not a flow.
+const RESERVED_DESCRIPTORS: u64 = 64;
+/// Names a file that gets the counters at the end, as one JSON object.
+const COUNTERS: &str = "TUNNELD_COUNTERS";
+
+pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<u8> {
+    match execute(args) {
+        Ok(code) => Ok(code),
+        Err(error) => {
+            crate::error::report(&error, false);
+            let code = error.downcast_ref::<Refusal>().map(Refusal::code);
+            Ok(code.filter(|&code| code >= code::EXEC_FAILED).unwrap_or(code::EXEC_FAILED))
+        }
+    }
+}
+
+fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
+    let config = read_config(args.config.as_deref())?;
+    let policy = read_policy(args, &config)?;
+    let report = args.report.as_deref().map(open_report).transpose()?;
+    let resolv_conf = ResolvConf::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    let services = services(args, &resolv_conf)?;
+
+    let plan = Plan {
+        command: args.command.clone(),
+        device: DeviceName::new(&config.device.name).context("the device's name was checked")?,
+        addresses: config.device.addresses.clone(),
+        mtu: u32::from(config.device.mtu),
+        offload: true,
+        queues: 1,
+        resolv_conf: resolv_conf.with_nameserver(INSIDE_DNS).into_bytes(),
+        keep_sockets: args.keep_sockets,
+        ipv6: host_has_ipv6() || services.loopback.iter().any(|(inside, _)| inside.is_ipv6()),
+    };
+    let mut sandbox = sandbox::spawn(&plan).map_err(refuse)?;
+
+    // CMD keeps the limit that tunneld was started with: it was forked before.
+    let descriptors = raise_descriptors();
+    let tun = sandbox.tun.pop().context("the sandbox has a queue")?;
+    let device = Tun::adopt(tun).context("cannot use the TUN device")?;
+    let flows = config.limits.flows.min(descriptors);
+    let engine_config = engine::Config {
+        mtu: config.device.mtu,
+        offload: device.offload(),
+        udp_offload: device.udp_offload(),
+        flows,
+        half_open: (flows / 4).max(8),
+        reports: report.is_some(),
+        services,
+        seed: random_seed()?,
+    };
+    let (reports, received) = match &report {
+        Some(_) => {
+            let (sender, receiver) = sync_channel(REPORTS);
+            (Some(sender), Some(receiver))
+        }
+        None => (None, None),
+    };
+    let driver = Driver::new(Parts {
+        engine: Engine::new(engine_config, Arc::new(policy), Instant::ZERO),
+        device,
+        routes: Routes::open().context("cannot look up routes")?,
+        owners: sandbox.sock_diag.pop().and_then(|socket| Owners::new(socket).ok()),
+        rings: Pool::new(config.limits.memory),
+        mark: None,
+        reports,
+    })?;
+    let handle = driver.handle();
+    let clock = Clock { epoch: SystemTime::now() - driver.epoch().elapsed() };
+    let writer = report.zip(received).map(|(file, received)| {
+        std::thread::spawn(move || write_reports(file, &received, clock))
+    });
+    let shard = std::thread::Builder::new()
+        .name("shard-0".to_owned())
+        .spawn(move || driver.run())
+        .context("cannot start a thread")?;
+
+    let child = sandbox.start().map_err(refuse);
+    let status = child.and_then(|child| child.wait().map_err(refuse));
+    match &status {
+        Ok(_) => handle.drain(),
+        Err(_) => handle.stop(),
+    }
+    let totals = shard.join().map_err(|_| anyhow::anyhow!("the shard's thread panicked"))?;
+    if let Some(writer) = writer {
+        let written = writer.join().map_err(|_| anyhow::anyhow!("the report's thread panicked"))?;
+        written.context("cannot write the report")?;
+    }
+    write_counters(&totals.context("the shard failed")?)?;
+    Ok(match status? {
+        Status::Exited(code) => code,
+        Status::Signaled(signal) => 128u8.wrapping_add(signal),
+    })
+}
+
+fn read_config(file: Option<&Path>) -> anyhow::Result<Config> {
+    let Some(file) = file else { return Ok(Config::default()) };
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| Refusal::new(code::EXEC_FAILED, format!("{}: {error}", file.display())))?;
+    Ok(config::parse(file, &text)?)
+}
+
+fn read_policy(args: &ExecArgs, config: &Config) -> anyhow::Result<Policy> {
+    let mut paths: Vec<PathBuf> = args.policy.clone();
+    if paths.is_empty() {
+        paths.extend(config.policy.clone());
+    }
+    if paths.is_empty() {
+        return Ok(Policy::allow_all());
+    }
+    Err(Refusal::new(code::EXEC_FAILED, "policies: not in this version").into())
+}
+
+fn open_report(file: &Path) -> anyhow::Result<File> {
+    File::create(file).map_err(|error| {
+        Refusal::new(code::EXEC_FAILED, format!("{}: {error}", file.display())).into()
+    })
+}
+
+/// What stands for something else inside: port 53, and the `--host-loopback` addresses.
+fn services(args: &ExecArgs, resolv_conf: &ResolvConf) -> anyhow::Result<Services> {
+    let mut loopback = Vec::new();
+    for &inside in &args.host_loopback {
+        let outside = match inside {
+            IpAddr::V4(_) => IpAddr::from([127, 0, 0, 1]),
+            IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        };
+        if inside.is_loopback() || inside.is_unspecified() || inside.is_multicast() {
+            return Err(Refusal::new(
+                code::EXEC_FAILED,
+                format!("--host-loopback {inside}: not an address that can leave the sandbox"),
+            )
+            .help("choose an unused one, for example 198.18.0.3")
+            .into());
+        }
+        loopback.push((inside, outside));
+    }
+    let nameserver = resolv_conf.nameservers.first().map(|ip| SocketAddr::new(*ip, 53));
+    // Without a server glibc asks this host's own (resolv.conf(5)).
+    let nameserver = nameserver.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 53)));
+    Ok(Services { nameserver: Some(nameserver), loopback })
+}
+
+/// Whether any device but loopback has an IPv6 address of more than its link.
+fn host_has_ipv6() -> bool {
+    const GLOBAL: &str = "00";
+    let table = std::fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        matches!(fields[..], [_, _, _, scope, _, device] if scope == GLOBAL && device != "lo")
+    })
+}
+
+/// Raises the soft limit of descriptors to the hard one and says how many flows that allows.
+fn raise_descriptors() -> usize {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it is refused the old limit stands.
+    let _ = setrlimit(Resource::Nofile, limit);
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(current.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(usize::MAX).max(16)
+}
+
+fn random_seed() -> anyhow::Result<u64> {
+    let mut seed = [0u8; 8];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .context("no random numbers")?;
+    Ok(u64::from_ne_bytes(seed))
+}
+
+fn write_reports(file: File, reports: &Receiver<Report>, clock: Clock) -> std::io::Result<()> {
+    let mut writer = Writer::new(BufWriter::new(file), clock);
+    while let Ok(report) = reports.recv() {
+        writer.write(&report)?;
+        while let Ok(report) = reports.try_recv() {
+            writer.write(&report)?;
+        }
+        // A reader that follows the file sees whole lines as they come.
+        writer.flush()?;
+    }
+    writer.flush()
+}
+
+fn write_counters(totals: &Totals) -> anyhow::Result<()> {
+    let Some(file) = std::env::var_os(COUNTERS) else { return Ok(()) };
+    let counters = &totals.engine;
+    let dropped = |counts: &[u64]| -> serde_json::Map<String, serde_json::Value> {
+        Dropped::ALL
+            .iter()
+            .zip(counts)
+            .map(|(cause, count)| (cause.name().to_owned(), (*count).into()))
+            .collect()
+    };
+    let object = serde_json::json!({
+        "packets_in": counters.packets_in,
+        "to_app": counters.to_app,
+        "to_egress": counters.to_egress,
+        "held": counters.held,
+        "dropped": dropped(&counters.dropped),
+        "replies_dropped": dropped(&counters.replies_dropped),
+        "device_errors": totals.device_errors,
+        "panics": totals.panics,
+        "reports_lost": totals.reports_lost,
+    });
+    std::fs::write(&file, format!("{object}\n"))
+        .with_context(|| format!("{}", file.to_string_lossy()))
+}
+
+fn refuse(error: SpawnError) -> anyhow::Error {
+    let refusal = Refusal::new(error.exit_code(), &error);
+    match error.help() {
+        Some(help) => refusal.help(help).into(),
+        None => refusal.into(),
+    }
+}

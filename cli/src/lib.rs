@@ -1,0 +1,41 @@
+//! The `tunneld` program: verbs, configuration, and the joining of engine, tunnel and dns.
+#![deny(unsafe_code)]
+
+mod args;
+mod config;
+mod error;
+mod exec;
+mod report;
+pub mod sandbox;
+
+use args::{Cli, Verb};
+use clap::Parser;
+use error::{Refusal, code};
+
+/// Runs the program and gives its exit code.
+pub fn main() -> u8 {
+    let cli = Cli::parse();
+    let json = cli.json;
+    let done = match cli.verb {
+        Verb::Exec(args) => exec::run(&args),
+        Verb::Demo => Err(later("demo")),
+        Verb::Other(words) => {
+            let verb = words.first().map(|w| w.to_string_lossy()).unwrap_or_default();
+            Err(if args::LATER.contains(&&*verb) { later(&verb) } else { unknown(&verb) })
+        }
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => error::report(&error, json),
+    }
+}
+
+fn later(verb: &str) -> anyhow::Error {
+    Refusal::new(code::USAGE, format!("`tunneld {verb}`: not in this version")).into()
+}
+
+fn unknown(verb: &str) -> anyhow::Error {
+    Refusal::new(code::USAGE, format!("unknown verb `{verb}`"))
+        .help("`tunneld --help` lists the verbs")
+        .into()
+}

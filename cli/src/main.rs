@@ -1,0 +1,7 @@
+//! The `tunneld` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(cli::main())
+}

@@ -1,0 +1,174 @@
+//! A flow report as one JSON object a line (`docs/json.md`).
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use engine::policy::Verdict;
+use engine::{Instant, Protocol, Report, Stage};
+use serde_json::{Value, json};
+
+/// Turns the engine's time into the wall clock's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    /// What the wall clock said at the engine's epoch.
+    pub(crate) epoch: SystemTime,
+}
+
+/// Writes reports as JSON lines, looking up user names once.
+#[derive(Debug)]
+pub(crate) struct Writer<W> {
+    out: W,
+    clock: Clock,
+    users: Users,
+}
+
+impl<W: Write> Writer<W> {
+    pub(crate) fn new(out: W, clock: Clock) -> Self {
+        Self { out, clock, users: Users::default() }
+    }
+
+    pub(crate) fn write(&mut self, report: &Report) -> std::io::Result<()> {
+        let object = object(report, self.clock, &mut self.users);
+        serde_json::to_writer(&mut self.out, &object)?;
+        self.out.write_all(b"\n")
+    }
+
+    pub(crate) fn flush(&mut self) -> std::io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn object(report: &Report, clock: Clock, users: &mut Users) -> Value {
+    let echo = report.protocol == Protocol::Icmp;
+    let address = |ip: std::net::IpAddr, port: Option<u16>| match port {
+        Some(port) if !echo => SocketAddr::new(ip, port).to_string(),
+        Some(_) | None => ip.to_string(),
+    };
+    let source = if report.local {
+        report.egress.map(|e| address(e.address, report.egress_port))
+    } else {
+        Some(address(report.client.ip(), Some(report.client.port())))
+    };
+    let egress = report.egress.map(|e| {
+        json!({
+            "address": e.address.to_string(),
+            "port": report.egress_port,
+            "device": e.device.as_str(),
+            "underlay": null,
+        })
+    });
+    let owner = report.owner.as_ref();
+    json!({
+        "event": "flow",
+        "id": format!("0-{}", report.number),
+        "time": clock.text(report.closed.unwrap_or(report.opened)),
+        "state": match report.stage {
+            Stage::Held => "held",
+            Stage::Connecting => "connecting",
+            Stage::Open => "open",
+            Stage::Closed => "closed",
+        },
+        "protocol": report.protocol.to_string(),
+        "client": address(report.client.ip(), Some(report.client.port())),
+        "source": source,
+        "egress": egress,
+        "destination": address(report.destination.ip(), Some(report.destination.port())),
+        "name": null,
+        "name_from": null,
+        "peeked": false,
+        "resolvers": [],
+        "owner": {
+            "uid": owner.map(|o| o.uid),
+            "user": owner.and_then(|o| users.name(o.uid)),
+            "pid": null,
+            "app": null,
+            "cgroup": owner.and_then(|o| o.cgroup.as_deref()),
+        },
+        "via": "direct",
+        "verdict": report.verdict.map_or("none", |verdict| match verdict {
+            Verdict::Allow => "allow",
+            Verdict::Block => "block",
+            Verdict::Drop => "drop",
+        }),
+        "rule": report.rule,
+        "generation": report.generation,
+        "sent": report.sent,
+        "received": report.received,
+        "packets_sent": report.packets_sent,
+        "packets_received": report.packets_received,
+        "opened": clock.text(report.opened),
+        "closed": report.closed.map(|at| clock.text(at)),
+        "reason": report.reason.map(engine::Reason::name),
+    })
+}
+
+impl Clock {
+    /// RFC 3339 in UTC with microseconds.
+    fn text(self, at: Instant) -> String {
+        let time = self.epoch + Duration::from_micros(at.micros());
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = since.as_secs();
+        let (year, month, day) = civil(seconds / 86_400);
+        let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+        let micros = since.subsec_micros();
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+    }
+}
+
+/// Days since 1970-01-01 to year, month and day of the proleptic Gregorian calendar:
+/// years begin in March, so that the leap day is a year's last, in eras of 400 years.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year_of_era + era * 400 + u64::from(month <= 2), month, day)
+}
+
+/// User names of the host's password file, read when first asked.
+#[derive(Debug, Default)]
+struct Users {
+    names: Option<std::collections::HashMap<u32, String>>,
+}
+
+impl Users {
+    fn name(&mut self, uid: u32) -> Option<&str> {
+        let names = self.names.get_or_insert_with(|| {
+            let text = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+            text.lines()
+                .filter_map(|line| {
+                    let mut fields = line.split(':');
+                    let name = fields.next()?.to_owned();
+                    let uid = fields.nth(1)?.parse().ok()?;
+                    Some((uid, name))
+                })
+                .collect()
+        });
+        names.get(&uid).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_become_dates() {
+        for (days, date) in [
+            (0, (1970, 1, 1)),
+            (59, (1970, 3, 1)),
+            (11_016, (2000, 2, 29)),
+            (11_017, (2000, 3, 1)),
+            (20_454, (2026, 1, 1)),
+            (47_540, (2100, 2, 28)),
+            (47_541, (2100, 3, 1)),
+        ] {
+            assert_eq!(civil(days), date, "day {days}");
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! From a held flow to its verdict: owner, then source, then the policy, then the socket.
+
+use crate::engine::{Engine, MappingKey, Output, Unresolved, write_icmp, write_reset};
+use crate::flow::{
+    ANSWERED_IDLE, Answered, DROPPED_SYN, FAILED, First, FlowId, Held, REPEAT_AFTER, State, Waiting,
+};
+use crate::packet::icmp::{self, Answer, Cause};
+use crate::packet::{self, Checksum, Transport};
+use crate::policy::{Judgement, Need, Verdict};
+use crate::report::Stage;
+use crate::{Egress, Fact, Instant, Owner, Protocol, Reason, Sink};
+
+/// A route that changes more often between verdict and connect is no ground for one.
+const ROUTE_CHANGES: u8 = 3;
+
+impl Engine {
+    /// Asks for the next fact of a held flow.
+    pub(super) fn ask(&mut self, id: FlowId, now: Instant) {
+        let wants_owner = self.config.reports || self.policy.needs_owner();
+        let Some(flow) = self.table.get_mut(id) else { return };
+        let State::Held(held) = &mut flow.state else { return };
+        flow.active = now;
+        if wants_owner && flow.facts.local && flow.facts.owner == Fact::Unasked {
+            held.waiting = Waiting::Owner;
+            self.outputs.push_back(Output::Owner(
+                id,
+                flow.facts.protocol,
+                flow.facts.client(),
+                flow.facts.destination(),
+            ));
+        } else {
+            held.waiting = Waiting::Source;
+            self.outputs.push_back(Output::Source(id, flow.facts.protocol, flow.far));
+        }
+        self.arm(id);
+    }
+
+    pub(super) fn owner_answered(
+        &mut self,
+        id: FlowId,
+        owner: Option<Owner>,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        if !self.waits_for(id, Waiting::Owner) {
+            return;
+        }
+        let Some(flow) = self.table.get_mut(id) else { return };
+        flow.facts.owner = owner.map_or(Fact::Unknown, Fact::Known);
+        if flow.facts.egress == Fact::Unasked {
+            self.ask(id, now);
+        } else {
+            self.decide(id, now, sink);
+        }
+    }
+
+    pub(super) fn source_answered(
+        &mut self,
+        id: FlowId,
+        egress: Egress,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        if !self.waits_for(id, Waiting::Source) {
+            return;
+        }
+        let Some(flow) = self.table.get_mut(id) else { return };
+        flow.facts.egress = Fact::Known(egress);
+        self.decide(id, now, sink);
+    }
+
+    pub(super) fn source_failed(
+        &mut self,
+        id: FlowId,
+        unresolved: Unresolved,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        if !self.waits_for(id, Waiting::Source) {
+            return;
+        }
+        let Some(flow) = self.table.get_mut(id) else { return };
+        flow.facts.egress = Fact::Unknown;
+        match unresolved {
+            Unresolved::NoRoute(failure) => {
+                self.refuse(id, Cause::Failed(failure), Reason::Unreachable, now, sink);
+            }
+            Unresolved::LookupFailed => {
+                self.refuse(id, Cause::Blocked, Reason::SourceUnresolved, now, sink);
+            }
+        }
+    }
+
+    /// The route moved between the verdict and the connect: the verdict was about
+    /// something else.
+    pub(super) fn source_changed(
+        &mut self,
+        id: FlowId,
+        egress: Egress,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        let Some(flow) = self.table.get_mut(id) else { return };
+        let State::Held(held) = &mut flow.state else { return };
+        let Waiting::Egress(mapping) = held.waiting else { return };
+        held.waiting = Waiting::Source;
+        flow.decision = None;
+        flow.facts.egress = Fact::Known(egress);
+        flow.route_changes += 1;
+        let too_often = flow.route_changes >= ROUTE_CHANGES;
+        if let Some(mapping) = mapping {
+            self.leave_mapping(mapping);
+        }
+        if too_often {
+            self.refuse(id, Cause::Blocked, Reason::SourceUnresolved, now, sink);
+        } else {
+            self.decide(id, now, sink);
+        }
+    }
+
+    /// Judges a held flow whose source is known and starts what follows.
+    fn decide(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) {
+        let decision = loop {
+            let Some(flow) = self.table.get_mut(id) else { return };
+            match self.policy.judge(&flow.facts) {
+                Judgement::Decided(decision) => {
+                    flow.decision = Some((decision.verdict, decision.rule));
+                    break decision;
+                }
+                Judgement::Needs(Need::Owner) if flow.facts.local => {
+                    if let State::Held(held) = &mut flow.state {
+                        held.waiting = Waiting::Owner;
+                    }
+                    self.outputs.push_back(Output::Owner(
+                        id,
+                        flow.facts.protocol,
+                        flow.facts.client(),
+                        flow.facts.destination(),
+                    ));
+                    self.arm(id);
+                    return;
+                }
+                Judgement::Needs(Need::Owner) => flow.facts.owner = Fact::Unknown,
+                Judgement::Needs(Need::Source) => flow.facts.egress = Fact::Unknown,
+            }
+        };
+        match decision.verdict {
+            Verdict::Allow => self.allow(id),
+            Verdict::Block => self.refuse(id, Cause::Blocked, Reason::Policy, now, sink),
+            Verdict::Drop => self.drop_silently(id, now),
+        }
+    }
+
+    fn allow(&mut self, id: FlowId) {
+        let Some(flow) = self.table.get_mut(id) else { return };
+        let (far, protocol) = (flow.far, flow.facts.protocol);
+        let Some(&egress) = flow.facts.egress.known() else { return };
+        let key = MappingKey {
+            client: flow.facts.client(),
+            egress,
+            service: (far != flow.facts.destination()).then(|| flow.facts.destination()),
+        };
+        let mapping = (protocol == Protocol::Udp).then(|| self.join_mapping(key));
+        if let Some(flow) = self.table.get_mut(id)
+            && let State::Held(held) = &mut flow.state
+        {
+            held.waiting = Waiting::Egress(mapping);
+        }
+        self.outputs.push_back(match (protocol, mapping) {
+            (Protocol::Udp, Some(mapping)) => Output::Bind(id, mapping, far, egress),
+            (Protocol::Icmp, _) => Output::OpenEcho(id, far.ip(), egress),
+            (Protocol::Tcp | Protocol::Udp, _) => Output::Connect(id, far, egress),
+        });
+        self.arm(id);
+    }
+
+    /// Ends a held flow with an answer to the app, and remembers it for what the app may
+    /// still send.
+    pub(super) fn refuse(
+        &mut self,
+        id: FlowId,
+        cause: Cause,
+        reason: Reason,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        let Some(flow) = self.table.get_mut(id) else { return };
+        if !matches!(flow.state, State::Held(_)) {
+            return;
+        }
+        let destination = flow.facts.destination().ip();
+        let answer = if crate::cast::is_cast(destination) {
+            Answer::Silence
+        } else {
+            icmp::answer(cause, flow.facts.protocol, destination.is_ipv4())
+        };
+        let lasting = matches!(cause, Cause::Blocked | Cause::Unsupported);
+        self.become_answered(id, answer, lasting, reason, now);
+        self.answer_again(id, now, sink);
+        let Some(flow) = self.table.get(id) else { return };
+        let State::Answered(answered) = &flow.state else { return };
+        let forgotten = match answer {
+            // The app's socket is gone, or waits by itself: nothing comes that this entry
+            // would answer.
+            Answer::Reset => true,
+            Answer::Silence => answered.syn.is_some(),
+            Answer::Icmp(_) => false,
+        };
+        if forgotten {
+            self.finish(id, reason, now);
+        } else {
+            self.arm(id);
+        }
+    }
+
+    fn drop_silently(&mut self, id: FlowId, now: Instant) {
+        self.become_answered(id, Answer::Silence, true, Reason::Policy, now);
+        self.arm(id);
+    }
+
+    fn become_answered(
+        &mut self,
+        id: FlowId,
+        answer: Answer,
+        lasting: bool,
+        reason: Reason,
+        now: Instant,
+    ) {
+        let Some(flow) = self.table.get_mut(id) else { return };
+        let forgotten = State::Answered(Answered {
+            answer,
+            syn: None,
+            repeats: 0,
+            until: now,
+            lasting,
+        });
+        let State::Held(Held { first, waiting }) = std::mem::replace(&mut flow.state, forgotten)
+        else {
+            return;
+        };
+        let State::Answered(answered) = &mut flow.state else { return };
+        if let First::Syn(syn, _) = first {
+            answered.syn = Some(syn);
+            answered.repeats = if matches!(answer, Answer::Icmp(_)) { 2 } else { 0 };
+            answered.until =
+                now + if answer == Answer::Silence { DROPPED_SYN } else { REPEAT_AFTER[0] };
+            answered.lasting = false;
+        } else {
+            answered.until = now + if lasting { ANSWERED_IDLE } else { FAILED };
+        }
+        if let Waiting::Egress(Some(mapping)) = waiting {
+            self.leave_mapping(mapping);
+        }
+        self.report_end(id, reason, now);
+    }
+
+    fn report_end(&mut self, id: FlowId, reason: Reason, now: Instant) {
+        if let Some(copy) = self.copy_for_report(id) {
+            self.report(&copy, Stage::Closed, Some(reason), now);
+        }
+    }
+
+    /// Gives an answered flow's answer; `false` where that is silence.
+    pub(super) fn answer_again(
+        &mut self,
+        id: FlowId,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) -> bool {
+        let Some(flow) = self.table.get_mut(id) else { return false };
+        let State::Answered(answered) = &mut flow.state else { return false };
+        if answered.lasting {
+            answered.until = now + ANSWERED_IDLE;
+        }
+        let (client, destination) = (flow.facts.client(), flow.facts.destination());
+        match (answered.answer, &answered.syn) {
+            (Answer::Silence, _) => return false,
+            (Answer::Icmp(error), Some(syn)) => {
+                write_icmp(sink, destination.ip(), client.ip(), error, syn);
+            }
+            (Answer::Icmp(error), None) => {
+                let mut quote = [0; icmp::QUOTED];
+                let length = if flow.facts.protocol == Protocol::Udp {
+                    icmp::quote_udp(
+                        &mut quote,
+                        (client.ip(), client.port()),
+                        (destination.ip(), destination.port()),
+                    )
+                } else {
+                    icmp::quote_echo(&mut quote, client.ip(), destination.ip(), client.port(), 0)
+                };
+                write_icmp(sink, destination.ip(), client.ip(), error, &quote[..length]);
+            }
+            (Answer::Reset, Some(syn)) => {
+                if let Ok(packet) = packet::parse(syn, Checksum::Trusted)
+                    && let Transport::Tcp(segment) = packet.transport
+                {
+                    write_reset(sink, &packet, &segment);
+                }
+            }
+            (Answer::Reset, None) => return false,
+        }
+        true
+    }
+
+    fn waits_for(&self, id: FlowId, waiting: Waiting) -> bool {
+        self.table.get(id).is_some_and(
+            |flow| matches!(&flow.state, State::Held(held) if held.waiting == waiting),
+        )
+    }
+}

@@ -1,0 +1,59 @@
+//! What gives way when there is no more room.
+
+use crate::engine::{Engine, Output};
+use crate::flow::table::Which;
+use crate::flow::{FlowId, State, Waiting};
+use crate::{Dropped, Instant, Reason, Sink};
+
+impl Engine {
+    /// Makes room for one more flow. Flows that are not open give way among themselves
+    /// first, so that a flood of SYNs to nobody costs no open connection its place.
+    pub(super) fn make_room(&mut self, now: Instant, sink: &mut impl Sink) -> Result<(), Dropped> {
+        if self.table.half_open() >= self.config.half_open {
+            let oldest = self.table.oldest(Which::HalfOpen).ok_or(Dropped::Limit)?;
+            self.evict(oldest, Reason::Limit, now, sink);
+        }
+        if self.table.len() >= self.config.flows {
+            let lists = if self.table.half_open() > self.config.flows / 4 {
+                [Which::HalfOpen, Which::Open]
+            } else {
+                [Which::Open, Which::HalfOpen]
+            };
+            let oldest = lists.into_iter().find_map(|list| self.table.oldest(list));
+            self.evict(oldest.ok_or(Dropped::Limit)?, Reason::Limit, now, sink);
+        }
+        Ok(())
+    }
+
+    /// Ends the open flow that was idle longest, to free its memory.
+    pub(super) fn evict_idle(&mut self, now: Instant, sink: &mut impl Sink) {
+        if let Some(oldest) = self.table.oldest(Which::Open) {
+            self.evict(oldest, Reason::Limit, now, sink);
+        }
+    }
+
+    /// Ends a flow in whatever state it is: TCP by a RST to both sides, since nothing else
+    /// ends a `recv()`.
+    pub(super) fn evict(
+        &mut self,
+        id: FlowId,
+        reason: Reason,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        let Some(flow) = self.table.get_mut(id) else { return };
+        match &mut flow.state {
+            State::Stream(stream) => {
+                stream.endpoint.abort();
+                self.stack.flush(&mut stream.endpoint, now, sink);
+                self.outputs.push_back(Output::Reset(id));
+            }
+            State::Held(held) if matches!(held.waiting, Waiting::Egress(None)) => {
+                self.outputs.push_back(Output::Close(id));
+            }
+            State::Echo { .. } => self.outputs.push_back(Output::Close(id)),
+            State::Held(_) | State::Datagrams(_) | State::Answered(_) => {}
+        }
+        self.finish(id, reason, now);
+    }
+}

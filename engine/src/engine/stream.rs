@@ -1,0 +1,251 @@
+//! TCP: from the app's segments to the far side's bytes and back.
+
+use crate::engine::{Engine, Output, write_reset};
+use crate::flow::tcp::{Far, Step, Stream};
+use crate::flow::{First, FlowId, Held, Key, Rings, State, Waiting};
+use crate::packet::{Packet, TCP, Tcp};
+use crate::stack::{Phase, Syn};
+use crate::{Dropped, Facts, Failure, Instant, Outcome, Protocol, Reason, Sink};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+impl Engine {
+    pub(super) fn tcp_packet(
+        &mut self,
+        packet: &Packet<'_>,
+        tcp: &Tcp<'_>,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) -> Outcome {
+        let client = SocketAddr::new(packet.source, tcp.source_port());
+        let destination = SocketAddr::new(packet.destination, tcp.destination_port());
+        let key = Key::new(
+            TCP,
+            (client.ip(), client.port()),
+            (destination.ip(), destination.port()),
+        );
+        let opens = tcp.syn() && !tcp.ack() && !tcp.rst();
+        if let Some(id) = self.table.find(&key) {
+            let Some(flow) = self.table.get_mut(id) else {
+                return Outcome::Dropped(Dropped::NoFlow);
+            };
+            match &mut flow.state {
+                State::Stream(stream) => {
+                    let over = matches!(stream.endpoint.phase(), Phase::Done | Phase::Closed);
+                    if !(opens && over) {
+                        flow.packets_sent += 1;
+                        self.stack.segment(&mut stream.endpoint, packet.bytes, now, sink);
+                        self.table.touch(id, now);
+                        self.mark_dirty(id);
+                        return Outcome::ToEgress;
+                    }
+                    // RFC 9293 3.6.1: a new SYN may end TIME-WAIT early. The app's kernel
+                    // has forgotten the old connection.
+                    self.outputs.push_back(Output::Close(id));
+                    self.finish(id, Reason::AppClosed, now);
+                }
+                State::Held(held) => {
+                    if opens {
+                        flow.packets_sent += 1;
+                        return Outcome::Held;
+                    }
+                    if tcp.rst() {
+                        if matches!(held.waiting, Waiting::Egress(_)) {
+                            self.outputs.push_back(Output::Close(id));
+                        }
+                        self.finish(id, Reason::AppReset, now);
+                        return Outcome::ToEgress;
+                    }
+                    write_reset(sink, packet, tcp);
+                    return Outcome::ToApp;
+                }
+                State::Answered(_) if opens => {
+                    return if self.answer_again(id, now, sink) {
+                        Outcome::ToApp
+                    } else {
+                        Outcome::Dropped(Dropped::Policy)
+                    };
+                }
+                State::Answered(_) | State::Datagrams(_) | State::Echo { .. } => {}
+            }
+        }
+        if tcp.rst() {
+            return Outcome::Dropped(Dropped::NoFlow);
+        }
+        if crate::cast::is_cast(packet.destination) {
+            return Outcome::Dropped(Dropped::Cast);
+        }
+        if !opens || tcp.destination_port() == 0 || tcp.source_port() == 0 {
+            write_reset(sink, packet, tcp);
+            return Outcome::ToApp;
+        }
+        let facts = Facts::new(Protocol::Tcp, client, destination, true);
+        match self.open(key, facts, First::Syn(packet.bytes.into(), tcp.mss()), now, sink) {
+            Ok(id) => {
+                if let Some(flow) = self.table.get_mut(id) {
+                    flow.packets_sent = 1;
+                }
+                Outcome::Held
+            }
+            Err(cause) => Outcome::Dropped(cause),
+        }
+    }
+
+    /// The far side has accepted: only now is there an endpoint, and a SYN-ACK.
+    pub(super) fn connected(
+        &mut self,
+        id: FlowId,
+        port: u16,
+        rings: Rings,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        let waits = |held: &Held| matches!(held.waiting, Waiting::Egress(None));
+        let flow = self.table.get_mut(id);
+        let Some(flow) = flow.filter(|f| matches!(&f.state, State::Held(h) if waits(h))) else {
+            let id_of_rings = rings.id;
+            drop(rings);
+            self.outputs.push_back(Output::Release(id_of_rings));
+            self.outputs.push_back(Output::Close(id));
+            return;
+        };
+        let State::Held(Held { first: First::Syn(syn, mss), .. }) = &flow.state else { return };
+        let syn = Syn {
+            packet: syn,
+            client: flow.facts.client().ip(),
+            port: flow.facts.destination().port(),
+            mss: *mss,
+        };
+        let endpoint = self.stack.accept(&syn, rings.to_far, rings.to_app, now, sink);
+        flow.state = State::Stream(Box::new(Stream::new(endpoint, rings.id)));
+        flow.egress_port = Some(port);
+        self.table.touch(id, now);
+        self.report_open(id, now);
+        self.mark_dirty(id);
+        self.settle(id, now, sink);
+    }
+
+    /// Lends the app's bytes to `take`, one contiguous slice; it gives back how many it
+    /// took. `None` where there are none. Call again until then: the ring may wrap.
+    pub fn with_app_data<R>(
+        &mut self,
+        id: FlowId,
+        now: Instant,
+        take: impl FnOnce(&[u8]) -> (usize, R),
+    ) -> Option<R> {
+        let flow = self.table.get_mut(id)?;
+        let State::Stream(stream) = &mut flow.state else { return None };
+        if matches!(stream.far, Far::Failed(..)) {
+            return None;
+        }
+        let sent = &mut flow.sent;
+        flow.active = now;
+        stream.endpoint.app_data(|data| {
+            let (taken, result) = take(data);
+            *sent += taken as u64;
+            (taken, result)
+        })
+    }
+
+    /// Lends room for the far side's bytes to `fill`, one contiguous slice; it gives back
+    /// how many it wrote. `None` where there is no room: the far side has to wait.
+    pub fn with_room<R>(
+        &mut self,
+        id: FlowId,
+        now: Instant,
+        fill: impl FnOnce(&mut [u8]) -> (usize, R),
+    ) -> Option<R> {
+        let flow = self.table.get_mut(id)?;
+        let State::Stream(stream) = &mut flow.state else { return None };
+        if stream.far != Far::Open {
+            return None;
+        }
+        let received = &mut flow.received;
+        flow.active = now;
+        stream.endpoint.room(|room| {
+            let (filled, result) = fill(room);
+            *received += filled as u64;
+            (filled, result)
+        })
+    }
+
+    /// Sends what is due to the app and takes the steps that follow. Call after the bytes
+    /// of a flow have moved.
+    pub fn settle(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) {
+        loop {
+            let Some(flow) = self.table.get_mut(id) else { return };
+            let State::Stream(stream) = &mut flow.state else { return };
+            if stream.may_flush(now) {
+                flow.packets_received += self.stack.flush(&mut stream.endpoint, now, sink);
+            }
+            match stream.step(now) {
+                Step::Stay => {
+                    // An endpoint that wants to run at once has just run.
+                    let soon = now + Duration::from_millis(1);
+                    stream.stack_at = if stream.may_flush(now) {
+                        self.stack.poll_at(&stream.endpoint, now).map(|at| at.max(soon))
+                    } else {
+                        None
+                    };
+                    break;
+                }
+                Step::ShutdownFar => self.outputs.push_back(Output::ShutdownFar(id)),
+                Step::Close => {}
+                Step::Finish(reason) => {
+                    self.outputs.push_back(Output::Close(id));
+                    self.finish(id, reason, now);
+                    return;
+                }
+                Step::ResetFar(reason) => {
+                    self.outputs.push_back(Output::Reset(id));
+                    self.finish(id, reason, now);
+                    return;
+                }
+                Step::ResetApp(reason) => {
+                    stream.endpoint.abort();
+                    self.stack.flush(&mut stream.endpoint, now, sink);
+                    self.outputs.push_back(Output::Close(id));
+                    self.finish(id, reason, now);
+                    return;
+                }
+            }
+        }
+        self.arm(id);
+    }
+
+    /// Whether bytes that the app has written may still be on their way: some connection
+    /// has not passed on its app's end and moved within `quiet`.
+    pub fn is_delivering(&self, now: Instant, quiet: Duration) -> bool {
+        self.table.iter().any(|flow| match &flow.state {
+            State::Stream(stream) => {
+                !stream.app_done
+                    && !matches!(stream.far, Far::Failed(..))
+                    && (stream.endpoint.unread() > 0 || now.since(flow.active) < quiet)
+            }
+            State::Held(_)
+            | State::Datagrams(_)
+            | State::Echo { .. }
+            | State::Answered(_) => false,
+        })
+    }
+
+    pub(super) fn far_ended(&mut self, id: FlowId) {
+        if let Some(flow) = self.table.get_mut(id)
+            && let State::Stream(stream) = &mut flow.state
+            && stream.far == Far::Open
+        {
+            stream.far = Far::Ended;
+            self.mark_dirty(id);
+        }
+    }
+
+    pub(super) fn far_failed(&mut self, id: FlowId, failure: Failure, now: Instant) {
+        if let Some(flow) = self.table.get_mut(id)
+            && let State::Stream(stream) = &mut flow.state
+            && !matches!(stream.far, Far::Failed(..))
+        {
+            stream.far = Far::Failed(failure, now);
+            self.mark_dirty(id);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The pure core of tunneld: packets in, effects out; time is an argument.
+//!
+//! [`Engine`] is one shard's state machine; its module documents the contract. It parses
+//! what comes from the app side, holds a new flow until its facts are known, asks
+//! [`policy::Policy`], and only then lets the driver open a socket. What the far side
+//! answers comes back through the same door. No system call, no clock, no thread.
+#![forbid(unsafe_code)]
+
+mod cast;
+mod dropped;
+mod engine;
+mod facts;
+mod failure;
+mod flow;
+mod packet;
+pub mod policy;
+mod report;
+mod stack;
+mod time;
+mod timers;
+
+pub use dropped::{Counters, Dropped, Outcome};
+pub use engine::{
+    Config, Datagram, Engine, Input, Meta, Output, Services, Sink, Unresolved, Unsent, Way,
+};
+pub use facts::{DeviceName, Egress, Fact, Facts, Owner, Protocol};
+pub use failure::Failure;
+pub use flow::{FlowId, MappingId, RingId, Rings};
+pub use packet::{Checksum, Received};
+pub use report::{Reason, Report, Stage};
+pub use time::Instant;

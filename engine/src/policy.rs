@@ -1,0 +1,323 @@
+//! What may leave, and how the answer is found.
+//!
+//! A policy is text (`docs/policy.md` is its language). [`Policy::load`] turns it into
+//! an immutable value once; [`Policy::judge`] then answers for one flow without
+//! walking rules or sets and without allocating:
+//!
+//! ```text
+//! text ─ text (words) ─ parse (statements, `rule`) ─ compile (rows, `set`) ─ index
+//!                                                       ├─ shadow   rules that never match
+//!                                                       ├─ expect   tests in the policy
+//!                                                       └─ explain  why a verdict is as it is
+//! ```
+//!
+//! Judgement is a pull: a fact that the host has to be asked for is asked only when
+//! the result depends on it. The engine calls [`Policy::judge`] with what it has, and
+//! either gets a decision or the name of the fact that is needed next.
+//!
+//! The module is pure: users and files come through an [`Environment`].
+
+mod compile;
+mod diagnostic;
+mod expect;
+mod explain;
+mod format;
+mod hypothesis;
+mod index;
+mod item;
+mod parse;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod reference;
+mod rule;
+mod set;
+mod shadow;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::fmt;
+
+pub use diagnostic::{Diagnostic, Excerpt, Place, Related, Severity, code};
+pub use explain::{AppError, ClauseTried, Explanation, Outcome, RuleTried};
+pub use format::format;
+pub use hypothesis::{AssumedSource, Dependence, Hypothesis, HypothesisError};
+
+use compile::Ruleset;
+use diagnostic::{Findings, Site, SourceText, Sources, Span};
+use index::Question;
+
+use crate::Facts;
+
+/// What becomes of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    /// It leaves.
+    Allow,
+    /// It is refused at once: a TCP reset, or ICMP administratively prohibited.
+    Block,
+    /// It is dropped without an answer.
+    Drop,
+}
+
+impl Verdict {
+    /// The verdict's word in the language and in reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Block => "block",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A rule of one policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleId(u32);
+
+impl RuleId {
+    /// No rule matched: the `default` statement decided.
+    pub const DEFAULT: Self = Self(u32::MAX);
+}
+
+/// A verdict and the rule that gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Decision {
+    /// What becomes of the flow.
+    pub verdict: Verdict,
+    /// Who said so.
+    pub rule: RuleId,
+}
+
+/// A fact that a decision waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Need {
+    /// [`Facts::owner`]: whose socket it is.
+    Owner,
+    /// [`Facts::egress`]: the address and device that it would leave with.
+    Source,
+}
+
+/// What a policy says about a flow as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Judgement {
+    /// No fact that is still to be asked for can change this.
+    Decided(Decision),
+    /// The result depends on this fact. Ask, put the answer (or `Unknown`) into the
+    /// facts, judge again.
+    Needs(Need),
+}
+
+/// A text that a policy is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Its name in diagnostics and in the names of rules, such as `10-base.policy`.
+    pub name: String,
+    /// What it says.
+    pub text: String,
+}
+
+/// Why the file of a set could not be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// There is no such file.
+    #[error("no such file")]
+    Missing,
+    /// The file may not be read.
+    #[error("permission denied")]
+    Denied,
+    /// It is a directory or something else that is no file.
+    #[error("not a regular file")]
+    NotAFile,
+    /// A symbolic link leads out of the policy directory.
+    #[error("outside the policy directory")]
+    Outside,
+    /// The bytes from this one on are not UTF-8.
+    #[error("byte {0} is not UTF-8 text")]
+    NotText(usize),
+    /// The system said something else.
+    #[error("cannot be read ({0})")]
+    Failed(std::io::ErrorKind),
+}
+
+/// What a policy asks the host for while it is loaded.
+pub trait Environment {
+    /// The uid of a user.
+    fn uid(&self, user: &str) -> Option<u32>;
+
+    /// The text of a set's file. `path` is relative and without `..`; it is below the
+    /// directory of the source named `source`.
+    ///
+    /// # Errors
+    /// Whatever keeps the file from being read.
+    fn read(&self, source: &str, path: &str) -> Result<String, ReadError>;
+}
+
+/// An environment without users and files.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoEnvironment;
+
+impl Environment for NoEnvironment {
+    fn uid(&self, _: &str) -> Option<u32> {
+        None
+    }
+
+    fn read(&self, _: &str, _: &str) -> Result<String, ReadError> {
+        Err(ReadError::Missing)
+    }
+}
+
+/// How much a policy holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Summary {
+    /// Policy files.
+    pub files: usize,
+    /// `allow`, `block` and `drop` statements.
+    pub rules: usize,
+    /// `route` statements.
+    pub routes: usize,
+    /// `set` statements.
+    pub sets: usize,
+    /// `expect` statements, all of which hold.
+    pub expects: usize,
+}
+
+/// A policy in force: immutable, shared between threads, and swapped as a whole.
+pub struct Policy {
+    rules: Ruleset,
+    routes: Ruleset,
+    default: Verdict,
+    sources: Vec<SourceText>,
+    summary: Summary,
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy")
+            .field("summary", &self.summary)
+            .field("default", &self.default)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Policy {
+    /// The policy without rules: everything is allowed, by the rule `default`.
+    pub fn allow_all() -> Self {
+        Self {
+            rules: Ruleset::default(),
+            routes: Ruleset::default(),
+            default: Verdict::Allow,
+            sources: Vec::new(),
+            summary: Summary::default(),
+        }
+    }
+
+    /// Reads, compiles and tests a policy; the sources count as one text in this order.
+    /// Gives warnings beside the policy.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, and the warnings, in the order of the text.
+    pub fn load(
+        sources: &[Source],
+        environment: &dyn Environment,
+    ) -> Result<(Self, Vec<Diagnostic>), Vec<Diagnostic>> {
+        let mut texts = Sources::default();
+        let mut findings = Findings::new();
+        let policy = compile::load(sources, environment, &mut texts, &mut findings);
+        let sound = !findings.has_errors();
+        let diagnostics = findings.into_diagnostics(&texts);
+        match policy {
+            Some(mut policy) if sound => {
+                policy.sources = texts.into_first(sources.len());
+                Ok((policy, diagnostics))
+            }
+            Some(_) | None => Err(diagnostics),
+        }
+    }
+
+    /// What the policy says about a flow. Decides without a fact that was not asked
+    /// yet where that fact cannot change verdict or rule; else names the one to ask.
+    pub fn judge(&self, facts: &Facts) -> Judgement {
+        self.judge_question(&Question::of(facts))
+    }
+
+    /// The rule's `id`, else `FILE:LINE`; `default` where no rule matched.
+    pub fn rule_name(&self, rule: RuleId) -> &str {
+        self.rules
+            .rules
+            .get(rule.0 as usize)
+            .map_or("default", |rule| &rule.name)
+    }
+
+    /// Whether any rule asks whose socket a flow belongs to.
+    pub fn needs_owner(&self) -> bool {
+        self.rules.index.uses(index::OWNER)
+    }
+
+    /// How much the policy holds.
+    pub fn summary(&self) -> Summary {
+        self.summary
+    }
+
+    fn judge_question(&self, question: &Question<'_>) -> Judgement {
+        let answers = self.rules.index.answers(question);
+        match self.rules.index.lowest(&answers) {
+            Some(lowest) if lowest.waits_for & index::OWNER != 0 => Judgement::Needs(Need::Owner),
+            Some(lowest) if lowest.waits_for != 0 => Judgement::Needs(Need::Source),
+            Some(lowest) => Judgement::Decided(self.decision(Some(lowest.rule))),
+            None => Judgement::Decided(self.decision(None)),
+        }
+    }
+
+    fn decision(&self, rule: Option<u32>) -> Decision {
+        match rule.and_then(|rule| Some((rule, self.rules.rules.get(rule as usize)?))) {
+            Some((id, rule)) => Decision {
+                verdict: rule.verdict,
+                rule: RuleId(id),
+            },
+            None => Decision {
+                verdict: self.default,
+                rule: RuleId::DEFAULT,
+            },
+        }
+    }
+}
+
+/// Reads the grammar of sources alone: no sets' files, no users, no tests.
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of the text.
+pub fn check_syntax(sources: &[Source]) -> Result<(), Vec<Diagnostic>> {
+    let mut texts = Sources::default();
+    let mut findings = Findings::new();
+    compile::parse_all(sources, &mut texts, &mut findings);
+    if findings.has_errors() {
+        Err(findings.into_diagnostics(&texts))
+    } else {
+        Ok(())
+    }
+}
+
+/// The diagnostic for bytes that are not UTF-8, from byte `at` on; `text` is what can
+/// be read of them.
+pub fn not_text(name: &str, text: &str, at: usize) -> Diagnostic {
+    let mut sources = Sources::default();
+    let source = sources.add(name, text.into());
+    let mut findings = Findings::new();
+    let span = Span::new(at, at + 1);
+    findings
+        .error(
+            code::NOT_TEXT,
+            Site { source, span },
+            format!("byte {at} is not UTF-8 text"),
+        )
+        .help("a policy is UTF-8 text");
+    findings.into_diagnostics(&sources).remove(0)
+}

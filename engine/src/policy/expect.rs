@@ -1,0 +1,177 @@
+//! The tests that stand in a policy.
+
+use super::compile::{not_yet, unknown_user, way_out};
+use super::diagnostic::{Finding, Findings, Site, SourceId, code, quoted};
+use super::hypothesis::SourceClasses;
+use super::parse::File;
+use super::rule::{Expect, ExpectDestination, Statement, UserItem};
+use super::{Decision, Environment, Hypothesis, HypothesisError, Policy, RuleId, Verdict};
+
+/// A test that can be run.
+#[derive(Debug)]
+pub(super) struct Test {
+    expected: Verdict,
+    flow: Hypothesis,
+    site: Site,
+}
+
+/// Every `expect` of the files, checked but not run.
+pub(super) fn read(
+    files: &[File],
+    environment: &dyn Environment,
+    findings: &mut Findings,
+) -> Vec<Test> {
+    let mut tests = Vec::new();
+    for (source, file) in (0..).map(SourceId).zip(files) {
+        for statement in &file.statements {
+            let Statement::Expect(expect) = statement else {
+                continue;
+            };
+            let flow = hypothesis(expect, source, environment, findings);
+            tests.extend(flow.map(|flow| Test {
+                expected: expect.verdict.value,
+                flow,
+                site: Site {
+                    source,
+                    span: expect.line.span,
+                },
+            }));
+        }
+    }
+    tests
+}
+
+/// Reports every test that does not hold.
+pub(super) fn run(policy: &Policy, tests: &[Test], findings: &mut Findings) {
+    let classes = SourceClasses::default();
+    for test in tests {
+        test.run(policy, &classes, findings);
+    }
+}
+
+/// The flow of a test; `None` where it cannot be and is reported.
+fn hypothesis(
+    expect: &Expect,
+    source: SourceId,
+    environment: &dyn Environment,
+    findings: &mut Findings,
+) -> Option<Hypothesis> {
+    let site = |span| Site { source, span };
+    let mut sound = true;
+    let destination = match &expect.destination.value {
+        ExpectDestination::Address(address) => Some(*address),
+        ExpectDestination::Domain(_) => {
+            let place = site(expect.destination.span);
+            not_yet(
+                findings,
+                place,
+                "a domain as destination",
+                "write an address",
+            );
+            None
+        }
+    };
+    if let Some(app) = &expect.app {
+        not_yet(
+            findings,
+            site(app.span),
+            "`app`",
+            "`user` tells owners apart",
+        );
+        sound = false;
+    }
+    if let Some(via) = &expect.via {
+        way_out(findings, site(via.span), &via.value);
+    }
+    let mut uid = None;
+    if let Some(user) = &expect.user {
+        match &user.value {
+            UserItem::Unknown => {}
+            UserItem::Uid(given) => uid = Some(*given),
+            UserItem::Name(name) => {
+                uid = environment.uid(name);
+                if uid.is_none() {
+                    unknown_user(findings, site(user.span), name);
+                    sound = false;
+                }
+            }
+        }
+    }
+    let flow = Hypothesis {
+        protocol: expect.protocol,
+        source: expect.source.value,
+        destination: destination.filter(|_| sound)?,
+        port: expect.port.map(|port| port.value),
+        client: expect.client.map(|client| client.value),
+        uid,
+    };
+    if let Err(error) = flow.check() {
+        let help = match error {
+            HypothesisError::Families(..) => "a flow has addresses of one family",
+            HypothesisError::NotTheClient(_) => "write the client or `any` as the source",
+            HypothesisError::IcmpPort => "leave the port out",
+        };
+        let place = site(expect.source.span);
+        findings
+            .error(code::EXPECT_FAILED, place, error.to_string())
+            .help(help);
+        return None;
+    }
+    Some(flow)
+}
+
+impl Test {
+    fn run(&self, policy: &Policy, classes: &SourceClasses, findings: &mut Findings) {
+        let Self { expected, site, .. } = *self;
+        match policy.suppose_with(&self.flow, classes) {
+            Ok((decision, _)) if decision.verdict == expected => {}
+            Ok((decision, _)) => {
+                let said = said(policy, decision);
+                let finding = findings.error(
+                    code::EXPECT_FAILED,
+                    site,
+                    format!("expected `{expected}`, but {said}"),
+                );
+                name_rule(policy, decision, finding);
+            }
+            Err(dependence) => {
+                let (first, second) = (dependence.one, dependence.other);
+                // The one that contradicts the test is the news.
+                let (wrong, right) = if first.1.verdict == expected {
+                    (second, first)
+                } else {
+                    (first, second)
+                };
+                let message = format!(
+                    "the verdict depends on the source: from {} {}",
+                    wrong.0,
+                    said(policy, wrong.1)
+                );
+                let help = format!("from {} {}", right.0, said(policy, right.1));
+                let finding = findings
+                    .error(code::EXPECT_DEPENDS, site, message)
+                    .help(help);
+                name_rule(policy, wrong.1, finding);
+            }
+        }
+    }
+}
+
+fn said(policy: &Policy, decision: Decision) -> String {
+    let Decision { verdict, rule } = decision;
+    let does = match verdict {
+        Verdict::Allow => "allows it",
+        Verdict::Block => "blocks it",
+        Verdict::Drop => "drops it",
+    };
+    if rule == RuleId::DEFAULT {
+        return format!("`default` {does}");
+    }
+    format!("the rule {} {does}", quoted(policy.rule_name(rule)))
+}
+
+fn name_rule(policy: &Policy, decision: Decision, finding: &mut Finding) {
+    if let Some(rule) = policy.rules.rules.get(decision.rule.0 as usize) {
+        finding.related(rule.site, "the rule");
+    }
+}

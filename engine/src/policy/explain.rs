@@ -1,0 +1,375 @@
+//! Why a verdict is as it is.
+//!
+//! The verdict comes from the same lookup that judges live flows. Only then are the
+//! rules before it walked, one clause at a time, to say what kept each from matching.
+
+use std::net::IpAddr;
+
+use super::compile::{ClauseEntry, DIRECT, RuleEntry, Ruleset, Test};
+use super::hypothesis::SourceClasses;
+use super::index::{Answers, Dimension};
+use super::{Decision, Dependence, Hypothesis, Policy, Verdict};
+use crate::Protocol;
+
+/// The way of a made-up flow through the policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explanation {
+    /// Routes tried, in order, up to the one that matched.
+    pub routes: Vec<RuleTried>,
+    /// The way out.
+    pub via: &'static str,
+    /// Rules tried, in order, up to the one that matched.
+    pub rules: Vec<RuleTried>,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The name of the rule that gave it.
+    pub rule: String,
+    /// What the app sees, where the flow is not allowed.
+    pub error: Option<AppError>,
+}
+
+/// A rule that was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleTried {
+    /// Its id or `FILE:LINE`.
+    pub name: String,
+    /// The file that it stands in.
+    pub file: String,
+    /// The line that it begins on.
+    pub line: u32,
+    /// What it says.
+    pub text: String,
+    /// Whether all of its clauses hold.
+    pub matched: bool,
+    /// Its clauses in the order of the text.
+    pub clauses: Vec<ClauseTried>,
+}
+
+/// A clause that was tried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClauseTried {
+    /// What it says.
+    pub text: String,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// Whether a clause holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It holds.
+    Holds,
+    /// It does not hold.
+    Fails,
+    /// It does not hold, negated or not, because what it asks about is unknown.
+    Unknown,
+}
+
+impl Outcome {
+    /// `holds`, `fails` or `unknown`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::Fails => "fails",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What an app sees of a flow that is not allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AppError {
+    /// The error of its system call, where it gets one.
+    pub errno: Option<&'static str>,
+    /// How it comes to it.
+    pub how: &'static str,
+}
+
+impl AppError {
+    /// What a verdict looks like to the app; `None` where the flow is allowed.
+    pub fn of(verdict: Verdict, protocol: Protocol, destination: IpAddr) -> Option<Self> {
+        // RFC 1122 3.2.2: an ICMP error never answers a broadcast or a multicast.
+        let unanswered = match destination {
+            IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
+            IpAddr::V6(v6) => v6.is_multicast(),
+        };
+        let error = |errno, how| {
+            Some(Self {
+                errno: Some(errno),
+                how,
+            })
+        };
+        match (verdict, protocol) {
+            (Verdict::Allow, _) => None,
+            (Verdict::Block, _) if unanswered => Some(Self {
+                errno: None,
+                how: "no answer: ICMP errors never answer multicast or broadcast",
+            }),
+            (Verdict::Block, Protocol::Tcp) => error("ECONNREFUSED", "TCP reset"),
+            (Verdict::Block, Protocol::Udp | Protocol::Icmp) if destination.is_ipv4() => {
+                error("EHOSTUNREACH", "ICMP 3/13, administratively prohibited")
+            }
+            (Verdict::Block, Protocol::Udp | Protocol::Icmp) => {
+                error("EACCES", "ICMPv6 1/1, administratively prohibited")
+            }
+            (Verdict::Drop, Protocol::Tcp) => {
+                error("ETIMEDOUT", "no answer, until the app's own timer ends")
+            }
+            (Verdict::Drop, Protocol::Udp | Protocol::Icmp) => Some(Self {
+                errno: None,
+                how: "no answer",
+            }),
+        }
+    }
+}
+
+impl Policy {
+    /// The way of a made-up flow through the policy.
+    ///
+    /// # Errors
+    /// Its source is left open and the verdict depends on it.
+    pub fn explain(&self, flow: &Hypothesis) -> Result<Explanation, Dependence> {
+        let (decision, answers) = self.suppose_with(flow, &SourceClasses::default())?;
+        let Decision { verdict, rule } = decision;
+        let last = |rules: &Ruleset, matched: Option<u32>| {
+            matched.map_or(rules.rules.len(), |rule| rule as usize + 1)
+        };
+        let matched = Some(rule.0).filter(|rule| (*rule as usize) < self.rules.rules.len());
+        let rules = self.walk(&self.rules, &answers, last(&self.rules, matched));
+        debug_assert!(
+            agrees(&rules, matched),
+            "the walk found another rule than the index"
+        );
+        let answers = self.routes.index.answers(&flow.question());
+        let matched = self.routes.index.lowest(&answers).map(|lowest| lowest.rule);
+        let routes = self.walk(&self.routes, &answers, last(&self.routes, matched));
+        debug_assert!(
+            agrees(&routes, matched),
+            "the walk found another route than the index"
+        );
+        Ok(Explanation {
+            routes,
+            via: DIRECT,
+            rules,
+            verdict,
+            rule: self.rule_name(rule).to_owned(),
+            error: AppError::of(verdict, flow.protocol, flow.destination),
+        })
+    }
+
+    fn walk(&self, ruleset: &Ruleset, answers: &Answers, count: usize) -> Vec<RuleTried> {
+        let places = ruleset.index.places();
+        let mut places = places.chunk_by(|a, b| a.0 == b.0);
+        let tried = |rule: &RuleEntry| {
+            let places = places.next().unwrap_or_default();
+            let clauses = rule.clauses.start as usize..rule.clauses.end as usize;
+            let clauses: Vec<ClauseTried> = ruleset.clauses[clauses]
+                .iter()
+                .map(|clause| ClauseTried {
+                    text: self.text(rule, clause.span),
+                    outcome: outcome(ruleset, places, clause, answers),
+                })
+                .collect();
+            RuleTried {
+                name: rule.name.to_string(),
+                file: self
+                    .source(rule)
+                    .map_or("", |source| &source.name)
+                    .to_owned(),
+                line: rule.line,
+                text: self.text(rule, rule.site.span),
+                matched: clauses
+                    .iter()
+                    .all(|clause| clause.outcome == Outcome::Holds),
+                clauses,
+            }
+        };
+        ruleset.rules.iter().take(count).map(tried).collect()
+    }
+
+    fn source(&self, rule: &RuleEntry) -> Option<&super::SourceText> {
+        self.sources.get(rule.site.source.0 as usize)
+    }
+
+    /// A part of a rule on one line.
+    fn text(&self, rule: &RuleEntry, span: super::Span) -> String {
+        let text = self.source(rule).map_or("", |source| span.of(&source.text));
+        let words = text.split_whitespace().filter(|word| *word != "\\");
+        words
+            .map(|word| word.trim_end_matches('\\'))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+}
+
+/// Only the last rule of a walk that ended early matches.
+fn agrees(walk: &[RuleTried], matched: Option<u32>) -> bool {
+    let found = walk.iter().position(|rule| rule.matched);
+    found == matched.map(|rule| rule as usize)
+}
+
+fn outcome(
+    ruleset: &Ruleset,
+    places: &[(u32, u32)],
+    clause: &ClauseEntry,
+    answers: &Answers,
+) -> Outcome {
+    let (dimensions, not) = match clause.test {
+        Test::Always => return Outcome::Holds,
+        Test::Protocol(protocol) if answers.protocol() == protocol => return Outcome::Holds,
+        Test::Protocol(_) => return Outcome::Fails,
+        Test::Lists { dimensions, not } => (dimensions, not),
+    };
+    let asked = Dimension::ALL
+        .into_iter()
+        .filter(|d| d.mask() & dimensions != 0);
+    let mut found = asked.flat_map(|dimension| {
+        places
+            .iter()
+            .filter_map(move |(_, at)| ruleset.index.holds(*at, dimension, answers))
+    });
+    if if not {
+        found.all(|holds| holds)
+    } else {
+        found.any(|holds| holds)
+    } {
+        Outcome::Holds
+    } else if answers.unknown(dimensions) {
+        Outcome::Unknown
+    } else {
+        Outcome::Fails
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{AssumedSource, NoEnvironment, Source};
+
+    const POLICY: &str = "policy 1\n\
+        set lan = 10.0.0.0/8 fd00::/8\n\
+        route to @lan via direct\n\
+        block tcp to @lan \\\n  port 22, 23 id no-ssh\n\
+        allow from not 192.0.2.0/24 user unknown\n\
+        drop to 203.0.113.1\n\
+        default block\n";
+
+    fn explain(source: &str, destination: &str, port: Option<u16>) -> Explanation {
+        let source_text = Source {
+            name: "a.policy".into(),
+            text: POLICY.into(),
+        };
+        let (policy, _) = Policy::load(&[source_text], &NoEnvironment).expect("a good policy");
+        let flow = Hypothesis {
+            protocol: Protocol::Tcp,
+            source: AssumedSource::Address(source.parse().expect("address")),
+            destination: destination.parse().expect("address"),
+            port,
+            client: None,
+            uid: None,
+        };
+        policy.explain(&flow).expect("a source is given")
+    }
+
+    #[test]
+    fn each_rule_says_why() {
+        let told = explain("192.0.2.1", "10.0.0.1", Some(80));
+        assert_eq!((told.verdict, &*told.rule), (Verdict::Block, "default"));
+        assert_eq!(told.routes.len(), 1);
+        assert!(told.routes[0].matched);
+        let lines: Vec<String> = told
+            .rules
+            .iter()
+            .map(|rule| {
+                let outcomes = rule.clauses.iter();
+                let outcomes = outcomes.map(|c| format!("{} {}", c.text, c.outcome.as_str()));
+                format!(
+                    "{} {}: {}",
+                    rule.name,
+                    rule.line,
+                    outcomes.collect::<Vec<_>>().join("; ")
+                )
+            })
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                "no-ssh 4: tcp holds; to @lan holds; port 22, 23 fails",
+                "a.policy:6 6: from not 192.0.2.0/24 fails; user unknown holds",
+                "a.policy:7 7: to 203.0.113.1 fails",
+            ]
+        );
+        assert_eq!(
+            told.rules[0].text,
+            "block tcp to @lan port 22, 23 id no-ssh"
+        );
+    }
+
+    #[test]
+    fn the_walk_ends_at_the_rule_that_decides() {
+        let told = explain("10.0.0.9", "10.0.0.1", Some(22));
+        assert_eq!(
+            (told.verdict, &*told.rule, told.rules.len()),
+            (Verdict::Block, "no-ssh", 1)
+        );
+        assert_eq!(
+            told.error.and_then(|error| error.errno),
+            Some("ECONNREFUSED")
+        );
+        let told = explain("10.0.0.9", "10.0.0.1", None);
+        assert_eq!((told.verdict, &*told.rule), (Verdict::Allow, "a.policy:6"));
+        assert_eq!(told.rules[0].clauses[2].outcome, Outcome::Unknown);
+        assert_eq!(told.error, None);
+    }
+
+    #[test]
+    fn errors_of_the_app() {
+        for (verdict, protocol, destination, errno) in [
+            (Verdict::Allow, Protocol::Tcp, "192.0.2.1", None),
+            (
+                Verdict::Block,
+                Protocol::Tcp,
+                "192.0.2.1",
+                Some("ECONNREFUSED"),
+            ),
+            (
+                Verdict::Block,
+                Protocol::Tcp,
+                "2001:db8::1",
+                Some("ECONNREFUSED"),
+            ),
+            (
+                Verdict::Block,
+                Protocol::Udp,
+                "192.0.2.1",
+                Some("EHOSTUNREACH"),
+            ),
+            (Verdict::Block, Protocol::Udp, "2001:db8::1", Some("EACCES")),
+            (
+                Verdict::Block,
+                Protocol::Icmp,
+                "192.0.2.1",
+                Some("EHOSTUNREACH"),
+            ),
+            (
+                Verdict::Block,
+                Protocol::Icmp,
+                "2001:db8::1",
+                Some("EACCES"),
+            ),
+            (Verdict::Block, Protocol::Udp, "224.0.0.251", None),
+            (Verdict::Block, Protocol::Udp, "255.255.255.255", None),
+            (Verdict::Drop, Protocol::Tcp, "192.0.2.1", Some("ETIMEDOUT")),
+            (Verdict::Drop, Protocol::Udp, "192.0.2.1", None),
+        ] {
+            let address = destination.parse().expect("address");
+            let error = AppError::of(verdict, protocol, address);
+            assert_eq!(
+                error.and_then(|e| e.errno),
+                errno,
+                "{verdict} {protocol} {destination}"
+            );
+            assert_eq!(error.is_none(), verdict == Verdict::Allow);
+        }
+    }
+}

@@ -1,0 +1,1013 @@
+//! Which rule decides a flow, found without walking rules or sets.
+//!
+//! This is the bit vector scheme of Lakshman and Stiliadis with aggregated blocks.
+//! Each dimension of a flow (client, source, destination, port, owner…) maps its
+//! value to a *class*: the bit vector of the rows whose list holds that value. One
+//! lookup a dimension, an AND over the classes, and the lowest common bit is the
+//! rule. Three things keep this small and quick at 100,000 rules and a million
+//! prefixes:
+//!
+//! - A bit vector is a list of *chunks* of 64 words; an empty chunk is not stored, a
+//!   word that is zero is not stored, and a summary word says which are there. The
+//!   AND reads summaries first. Two classes that differ in one rule share all other
+//!   chunks, and equal classes are one: a million intervals of one set are two.
+//! - Rows are numbered by *group*: the dimensions that they constrain, and how. So a
+//!   class holds only the rows that ask about its dimension, never those that do not
+//!   care, and no AND runs over rows that match for lack of a clause.
+//! - A negated list has the same class as the plain one and is subtracted.
+//!
+//! A fact that nobody asked yet counts as one that could be anything: when the lowest
+//! rule that could match does not ask about it, the answer stands without the fact.
+
+use std::net::IpAddr;
+use std::ops::Range;
+use std::rc::Rc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use super::set::{Interval, Key, Members};
+use crate::{DeviceName, Fact, Facts, Protocol};
+
+/// What a flow is looked up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub(super) enum Dimension {
+    Client,
+    Source,
+    EgressAddress,
+    EgressDevice,
+    Destination,
+    Port,
+    Uid,
+    Cgroup,
+}
+
+impl Dimension {
+    pub(super) const ALL: [Self; DIMENSIONS] = [
+        Self::Client,
+        Self::Source,
+        Self::EgressAddress,
+        Self::EgressDevice,
+        Self::Destination,
+        Self::Port,
+        Self::Uid,
+        Self::Cgroup,
+    ];
+
+    pub(super) const fn mask(self) -> Mask {
+        1 << self as usize
+    }
+}
+
+pub(super) const DIMENSIONS: usize = 8;
+
+/// A set of dimensions.
+pub(super) type Mask = u8;
+
+/// What the owner's answer tells.
+pub(super) const OWNER: Mask = Dimension::Uid.mask() | Dimension::Cgroup.mask();
+
+/// A flow as the index sees it: every fact may be unknown or not asked.
+#[derive(Debug, Clone)]
+pub(super) struct Question<'f> {
+    pub(super) protocol: Protocol,
+    pub(super) client: Fact<IpAddr>,
+    pub(super) source: Fact<IpAddr>,
+    pub(super) egress_address: Fact<IpAddr>,
+    pub(super) egress_device: Fact<DeviceName>,
+    pub(super) destination: IpAddr,
+    pub(super) port: Fact<u16>,
+    pub(super) uid: Fact<u32>,
+    pub(super) cgroup: Fact<&'f str>,
+}
+
+impl<'f> Question<'f> {
+    pub(super) fn of(facts: &'f Facts) -> Self {
+        let destination = facts.destination();
+        let (egress_address, egress_device) = match &facts.egress {
+            Fact::Unasked => (Fact::Unasked, Fact::Unasked),
+            Fact::Unknown => (Fact::Unknown, Fact::Unknown),
+            Fact::Known(egress) => (Fact::Known(egress.address), Fact::Known(egress.device)),
+        };
+        let (uid, cgroup) = match &facts.owner {
+            Fact::Unasked => (Fact::Unasked, Fact::Unasked),
+            Fact::Unknown => (Fact::Unknown, Fact::Unknown),
+            Fact::Known(owner) => (
+                Fact::Known(owner.uid),
+                owner.cgroup.as_deref().map_or(Fact::Unknown, Fact::Known),
+            ),
+        };
+        let port = match facts.protocol {
+            Protocol::Icmp => Fact::Unknown,
+            Protocol::Tcp | Protocol::Udp => Fact::Known(destination.port()),
+        };
+        Self {
+            protocol: facts.protocol,
+            client: Fact::Known(facts.client().ip()),
+            source: facts.source(),
+            egress_address,
+            egress_device,
+            destination: destination.ip(),
+            port,
+            uid,
+            cgroup,
+        }
+    }
+}
+
+/// A rule as a product of lists. A rule with a list over two dimensions (`egress`)
+/// has two rows.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) rule: u32,
+    pub(super) protocol: Option<Protocol>,
+    pub(super) terms: Vec<Term>,
+}
+
+/// One list of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Term {
+    pub(super) dimension: Dimension,
+    pub(super) not: bool,
+    /// Which list of the dimension.
+    pub(super) unit: u32,
+}
+
+/// A value of a dimension, out of a list over it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sample {
+    Narrow(u32),
+    Wide(u128),
+    Unknown,
+}
+
+/// The index would take more memory than a policy may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooLarge;
+
+/// Bytes of bit vectors in one dimension. Lists that overlap in a million different
+/// ways would take more; no policy that a person or a program wrote did.
+const LIMIT: usize = 1 << 30;
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    groups: Vec<Group>,
+    /// The first entry of a chunk's rows in `rules`, and one more at the end.
+    chunks: Vec<u32>,
+    /// The rule of each row.
+    rules: Vec<u32>,
+    /// The dimensions that any row asks about.
+    used: Mask,
+    tables: [Table; DIMENSIONS],
+    devices: HashMap<DeviceName, u32, FixedState>,
+    cgroups: HashMap<Box<str>, u32, FixedState>,
+}
+
+/// Rows that ask about the same dimensions in the same way.
+#[derive(Debug)]
+struct Group {
+    first_rule: u32,
+    protocol: Option<Protocol>,
+    positive: Mask,
+    negative: Mask,
+    chunks: Range<u32>,
+}
+
+/// A dimension: from a value to a class.
+#[derive(Debug, Default)]
+struct Table {
+    bits: Bits,
+    narrow: Map<u32>,
+    wide: Map<u128>,
+    /// The class of the unknown.
+    unknown: ClassId,
+    /// Every row that some value of the family satisfies.
+    possible_narrow: ClassId,
+    possible_wide: ClassId,
+}
+
+type ClassId = u32;
+const EMPTY: ClassId = 0;
+
+/// The class of a flow in each dimension.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Answers {
+    protocol: Protocol,
+    classes: [ClassId; DIMENSIONS],
+    unknown: Mask,
+    unasked: Mask,
+}
+
+impl Answers {
+    pub(super) fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// Whether all of these facts are unknown.
+    pub(super) fn unknown(&self, mask: Mask) -> bool {
+        mask & !self.unknown == 0
+    }
+}
+
+/// The rule that decides, or would if the facts that it waits for were such.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Lowest {
+    pub(super) rule: u32,
+    /// The facts that it asks about and nobody asked for.
+    pub(super) waits_for: Mask,
+}
+
+impl Index {
+    /// Rows in the order of their rules; for each dimension its lists.
+    pub(super) fn build(
+        rows: &[Row],
+        units: &[Vec<Rc<Members>>; DIMENSIONS],
+        devices: HashMap<DeviceName, u32, FixedState>,
+        cgroups: HashMap<Box<str>, u32, FixedState>,
+    ) -> Result<Self, TooLarge> {
+        let mut index = Self {
+            devices,
+            cgroups,
+            ..Self::default()
+        };
+        let mut unit_rows: [Vec<Vec<u32>>; DIMENSIONS] =
+            std::array::from_fn(|d| vec![Vec::new(); units[d].len()]);
+        index.number(rows, &mut unit_rows)?;
+        for dimension in Dimension::ALL {
+            let (units, rows) = (&units[dimension as usize], &unit_rows[dimension as usize]);
+            if !units.is_empty() {
+                index.used |= dimension.mask();
+                index.tables[dimension as usize] = Table::build(units, rows)?;
+            }
+        }
+        Ok(index)
+    }
+
+    /// Gives each row its place: group by group, each group at the start of a chunk.
+    fn number(
+        &mut self,
+        rows: &[Row],
+        unit_rows: &mut [Vec<Vec<u32>>; DIMENSIONS],
+    ) -> Result<(), TooLarge> {
+        type Signature = (Option<Protocol>, Mask, Mask);
+        let mut known: HashMap<Signature, usize, FixedState> = HashMap::default();
+        let mut groups: Vec<(Signature, Vec<usize>)> = Vec::new();
+        for (at, row) in rows.iter().enumerate() {
+            let (mut positive, mut negative) = (0, 0);
+            for term in &row.terms {
+                *(if term.not {
+                    &mut negative
+                } else {
+                    &mut positive
+                }) |= term.dimension.mask();
+            }
+            let signature = (row.protocol, positive, negative);
+            let group = *known.entry(signature).or_insert_with(|| {
+                groups.push((signature, Vec::new()));
+                groups.len() - 1
+            });
+            groups[group].1.push(at);
+        }
+        for ((protocol, positive, negative), members) in groups {
+            let first_chunk = u32::try_from(self.chunks.len()).map_err(|_| TooLarge)?;
+            let first_rule = members.first().map_or(0, |at| rows[*at].rule);
+            for (nth, at) in members.iter().enumerate() {
+                let offset = nth % CHUNK_ROWS;
+                if offset == 0 {
+                    self.chunks
+                        .push(u32::try_from(self.rules.len()).map_err(|_| TooLarge)?);
+                }
+                let chunk = u32::try_from(self.chunks.len() - 1).map_err(|_| TooLarge)?;
+                let place = chunk.checked_mul(CHUNK_ROWS as u32).ok_or(TooLarge)? + offset as u32;
+                self.rules.push(rows[*at].rule);
+                for term in &rows[*at].terms {
+                    unit_rows[term.dimension as usize][term.unit as usize].push(place);
+                }
+            }
+            let last_chunk = u32::try_from(self.chunks.len()).map_err(|_| TooLarge)?;
+            let chunks = first_chunk..last_chunk;
+            self.groups.push(Group {
+                first_rule,
+                protocol,
+                positive,
+                negative,
+                chunks,
+            });
+        }
+        self.chunks
+            .push(u32::try_from(self.rules.len()).map_err(|_| TooLarge)?);
+        Ok(())
+    }
+
+    /// Whether any rule asks about one of these dimensions.
+    pub(super) fn uses(&self, mask: Mask) -> bool {
+        self.used & mask != 0
+    }
+
+    /// One lookup a dimension.
+    pub(super) fn answers(&self, question: &Question<'_>) -> Answers {
+        let mut answers = Answers {
+            protocol: question.protocol,
+            classes: [EMPTY; DIMENSIONS],
+            unknown: 0,
+            unasked: 0,
+        };
+        let family = question.destination;
+        let known = |dimension, address: IpAddr| self.address(dimension, address);
+        for (dimension, fact) in [
+            (Dimension::Client, &question.client),
+            (Dimension::Source, &question.source),
+            (Dimension::EgressAddress, &question.egress_address),
+        ] {
+            self.answer(&mut answers, dimension, fact, family, |a| {
+                known(dimension, *a)
+            });
+        }
+        let destination = &Fact::Known(question.destination);
+        let dimension = Dimension::Destination;
+        self.answer(&mut answers, dimension, destination, family, |a| {
+            known(dimension, *a)
+        });
+        let number = |dimension: Dimension, n| self.tables[dimension as usize].narrow.class(n);
+        let dimension = Dimension::EgressDevice;
+        self.answer(
+            &mut answers,
+            dimension,
+            &question.egress_device,
+            family,
+            |device| {
+                self.devices
+                    .get(device)
+                    .map_or(EMPTY, |n| number(dimension, *n))
+            },
+        );
+        let dimension = Dimension::Port;
+        self.answer(&mut answers, dimension, &question.port, family, |port| {
+            number(dimension, u32::from(*port))
+        });
+        let dimension = Dimension::Uid;
+        self.answer(&mut answers, dimension, &question.uid, family, |n| {
+            number(dimension, *n)
+        });
+        let dimension = Dimension::Cgroup;
+        self.answer(&mut answers, dimension, &question.cgroup, family, |path| {
+            self.cgroup(path).map_or(EMPTY, |n| number(dimension, n))
+        });
+        answers
+    }
+
+    #[inline]
+    fn answer<T>(
+        &self,
+        answers: &mut Answers,
+        dimension: Dimension,
+        fact: &Fact<T>,
+        family: IpAddr,
+        class: impl FnOnce(&T) -> ClassId,
+    ) {
+        if self.used & dimension.mask() == 0 {
+            return;
+        }
+        let table = &self.tables[dimension as usize];
+        answers.classes[dimension as usize] = match fact {
+            Fact::Known(value) => class(value),
+            Fact::Unknown => {
+                answers.unknown |= dimension.mask();
+                table.unknown
+            }
+            Fact::Unasked => {
+                answers.unasked |= dimension.mask();
+                // A flow's own addresses are of its destination's family.
+                let by_address = matches!(dimension, Dimension::Source | Dimension::EgressAddress);
+                if by_address && family.is_ipv6() {
+                    table.possible_wide
+                } else {
+                    table.possible_narrow
+                }
+            }
+        };
+    }
+
+    fn address(&self, dimension: Dimension, address: IpAddr) -> ClassId {
+        let table = &self.tables[dimension as usize];
+        match address {
+            IpAddr::V4(v4) => table.narrow.class(v4.into()),
+            IpAddr::V6(v6) => table.wide.class(v6.into()),
+        }
+    }
+
+    /// The deepest path of the policy that `path` is or lies below.
+    fn cgroup(&self, path: &str) -> Option<u32> {
+        let mut path = path.strip_suffix('/').unwrap_or(path);
+        loop {
+            if let Some(number) = self.cgroups.get(path) {
+                return Some(*number);
+            }
+            path = &path[..path.rfind('/')?];
+        }
+    }
+
+    /// The lowest rule that matches, facts that nobody asked taken as fitting.
+    pub(super) fn lowest(&self, answers: &Answers) -> Option<Lowest> {
+        let mut best: Option<Lowest> = None;
+        for group in &self.groups {
+            let limit = best.map_or(u32::MAX, |best| best.rule);
+            if group.first_rule >= limit {
+                break;
+            }
+            if !group.may_match(answers) {
+                continue;
+            }
+            if let Some(rule) = self.lowest_in(group, answers, limit) {
+                let waits_for = (group.positive | group.negative) & answers.unasked;
+                best = Some(Lowest { rule, waits_for });
+            }
+        }
+        best
+    }
+
+    /// The lowest rule of a group below `limit`.
+    fn lowest_in(&self, group: &Group, answers: &Answers, limit: u32) -> Option<u32> {
+        let mut found = None;
+        self.walk(group, answers, limit, |rule| {
+            found = Some(rule);
+            false
+        });
+        found
+    }
+
+    /// Every rule below `limit` that matches, in the order of the groups, until
+    /// `each` returns `false`.
+    pub(super) fn matching(
+        &self,
+        answers: &Answers,
+        limit: u32,
+        mut each: impl FnMut(u32) -> bool,
+    ) {
+        for group in &self.groups {
+            if group.first_rule >= limit {
+                break;
+            }
+            let mut go_on = true;
+            if group.may_match(answers) {
+                self.walk(group, answers, limit, |rule| {
+                    go_on = each(rule);
+                    go_on
+                });
+            }
+            if !go_on {
+                break;
+            }
+        }
+    }
+
+    /// Gives the rules of one group to `each`, lowest first, until it returns `false`.
+    #[inline]
+    fn walk(
+        &self,
+        group: &Group,
+        answers: &Answers,
+        limit: u32,
+        mut each: impl FnMut(u32) -> bool,
+    ) {
+        let mut heads = Heads {
+            lists: [&[]; DIMENSIONS],
+            words: [&[]; DIMENSIONS],
+            len: 0,
+        };
+        for dimension in dimensions(group.positive) {
+            let bits = &self.tables[dimension].bits;
+            let list = bits.entries(answers.classes[dimension]);
+            let list = &list[list.partition_point(|entry| entry.chunk < group.chunks.start)..];
+            if list.is_empty() {
+                return;
+            }
+            heads.lists[heads.len] = list;
+            heads.words[heads.len] = &bits.words;
+            heads.len += 1;
+        }
+        let excluding = group.negative & !answers.unasked;
+        let mut next = group.chunks.start;
+        while let Some(chunk) = heads.common(next, group.chunks.end) {
+            next = chunk + 1;
+            let rows = self.rows(chunk);
+            if rows.first().is_none_or(|rule| *rule >= limit) {
+                return;
+            }
+            let mut summary = heads.summary(rows.len());
+            while summary != 0 {
+                let word = summary.trailing_zeros();
+                summary &= summary - 1;
+                let mut common = heads.word(word, rows.len());
+                for dimension in dimensions(excluding) {
+                    let bits = &self.tables[dimension].bits;
+                    common &= !bits.word(answers.classes[dimension], chunk, word);
+                }
+                while common != 0 {
+                    let rule = rows[(word * 64 + common.trailing_zeros()) as usize];
+                    common &= common - 1;
+                    if rule >= limit || !each(rule) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn rows(&self, chunk: u32) -> &[u32] {
+        let start = self.chunks[chunk as usize] as usize;
+        let end = self.chunks[chunk as usize + 1] as usize;
+        &self.rules[start..end]
+    }
+
+    /// Where each rule's rows are: `(rule, place)`, sorted.
+    pub(super) fn places(&self) -> Vec<(u32, u32)> {
+        let mut places = Vec::with_capacity(self.rules.len());
+        for chunk in 0..self.chunks.len().saturating_sub(1) as u32 {
+            let first = chunk * CHUNK_ROWS as u32;
+            places.extend(
+                self.rows(chunk)
+                    .iter()
+                    .zip(first..)
+                    .map(|(rule, at)| (*rule, at)),
+            );
+        }
+        places.sort_unstable();
+        places
+    }
+
+    /// Whether the list of a row in one dimension holds; `None` where the row has none.
+    pub(super) fn holds(
+        &self,
+        place: u32,
+        dimension: Dimension,
+        answers: &Answers,
+    ) -> Option<bool> {
+        let chunk = place / CHUNK_ROWS as u32;
+        let group = self
+            .groups
+            .iter()
+            .find(|group| group.chunks.contains(&chunk))?;
+        let positive = group.positive & dimension.mask() != 0;
+        if !positive && group.negative & dimension.mask() == 0 {
+            return None;
+        }
+        if !positive && answers.unknown & dimension.mask() != 0 {
+            return Some(false);
+        }
+        let (word, bit) = (place % CHUNK_ROWS as u32 / 64, place % 64);
+        let class = answers.classes[dimension as usize];
+        let word = self.tables[dimension as usize]
+            .bits
+            .word(class, chunk, word);
+        Some((word >> bit & 1 == 1) == positive)
+    }
+
+    /// The answers of a flow of which only these values are known.
+    pub(super) fn sample(
+        &self,
+        protocol: Option<Protocol>,
+        values: &[(Dimension, Sample)],
+    ) -> Answers {
+        let mut answers = Answers {
+            // A row without a protocol is covered only by rows without one.
+            protocol: protocol.unwrap_or(Protocol::Tcp),
+            classes: [EMPTY; DIMENSIONS],
+            unknown: Mask::MAX,
+            unasked: 0,
+        };
+        for (dimension, value) in values {
+            let table = &self.tables[*dimension as usize];
+            answers.classes[*dimension as usize] = match value {
+                Sample::Narrow(key) => table.narrow.class(*key),
+                Sample::Wide(key) => table.wide.class(*key),
+                Sample::Unknown => table.unknown,
+            };
+            if *value != Sample::Unknown {
+                answers.unknown &= !dimension.mask();
+            }
+        }
+        answers
+    }
+
+    /// The answers with another source and egress address, given as classes.
+    pub(super) fn with_source(answers: &Answers, (source, egress): (ClassId, ClassId)) -> Answers {
+        let mut answers = *answers;
+        let both = Dimension::Source.mask() | Dimension::EgressAddress.mask();
+        answers.classes[Dimension::Source as usize] = source;
+        answers.classes[Dimension::EgressAddress as usize] = egress;
+        answers.unasked &= !both;
+        answers.unknown &= !both;
+        answers
+    }
+
+    /// Every pair of classes that one address can have as source and as egress
+    /// address, with the lowest address that has it.
+    pub(super) fn source_classes(&self, v6: bool) -> Vec<(IpAddr, (ClassId, ClassId))> {
+        let source = &self.tables[Dimension::Source as usize];
+        let egress = &self.tables[Dimension::EgressAddress as usize];
+        if v6 {
+            pairs(&source.wide, &egress.wide, |key: u128| {
+                IpAddr::V6(key.into())
+            })
+        } else {
+            pairs(&source.narrow, &egress.narrow, |key: u32| {
+                IpAddr::V4(key.into())
+            })
+        }
+    }
+
+    /// Bytes of heap that lookups touch.
+    #[cfg(test)]
+    pub(super) fn heap_bytes(&self) -> usize {
+        let tables = self.tables.iter().map(|table| {
+            table.bits.heap_bytes()
+                + table.narrow.starts.len() * 8
+                + table.wide.starts.len() * 20
+                + (table.narrow.top.len() + table.wide.top.len()) * 4
+        });
+        tables.sum::<usize>() + self.rules.len() * 4
+    }
+}
+
+impl Group {
+    fn may_match(&self, answers: &Answers) -> bool {
+        self.protocol
+            .is_none_or(|protocol| protocol == answers.protocol)
+            && self.negative & answers.unknown == 0
+    }
+}
+
+fn dimensions(mut mask: Mask) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let dimension = mask.trailing_zeros() as usize;
+        (mask != 0).then(|| {
+            mask &= mask - 1;
+            dimension
+        })
+    })
+}
+
+fn pairs<K: Key>(
+    a: &Map<K>,
+    b: &Map<K>,
+    address: impl Fn(K) -> IpAddr,
+) -> Vec<(IpAddr, (ClassId, ClassId))> {
+    let mut seen: HashMap<(ClassId, ClassId), (), FixedState> = HashMap::default();
+    let mut pairs = Vec::new();
+    let mut keys = vec![K::MIN];
+    keys.extend_from_slice(&a.starts);
+    keys.extend_from_slice(&b.starts);
+    keys.sort_unstable();
+    keys.dedup();
+    for key in keys {
+        let pair = (a.class(key), b.class(key));
+        if seen.insert(pair, ()).is_none() {
+            pairs.push((address(key), pair));
+        }
+    }
+    pairs
+}
+
+/// The chunk lists of the classes that must all hold, from where the AND stands.
+struct Heads<'i> {
+    lists: [&'i [Entry]; DIMENSIONS],
+    words: [&'i [u64]; DIMENSIONS],
+    len: usize,
+}
+
+impl Heads<'_> {
+    /// The next chunk, from `next` on and before `end`, that all lists have. Without
+    /// lists every chunk is common.
+    #[inline]
+    fn common(&mut self, next: u32, end: u32) -> Option<u32> {
+        let mut chunk = next;
+        let mut at = 0;
+        while at < self.len {
+            let list = &mut self.lists[at];
+            while list.first().is_some_and(|entry| entry.chunk < chunk) {
+                *list = &list[1..];
+            }
+            let head = list.first()?.chunk;
+            if head > chunk {
+                chunk = head;
+                at = 0;
+            } else {
+                at += 1;
+            }
+        }
+        (chunk < end).then_some(chunk)
+    }
+
+    #[inline]
+    fn summary(&self, rows: usize) -> u64 {
+        let all = ones(rows.div_ceil(64));
+        self.lists[..self.len]
+            .iter()
+            .fold(all, |summary, list| summary & list[0].summary)
+    }
+
+    #[inline]
+    fn word(&self, word: u32, rows: usize) -> u64 {
+        let all = ones(rows - (word as usize * 64).min(rows));
+        let lists = self.lists[..self.len].iter().zip(&self.words);
+        lists.fold(all, |common, (list, words)| {
+            common & list[0].word(words, word)
+        })
+    }
+}
+
+/// The lowest `count` bits, at most 64.
+fn ones(count: usize) -> u64 {
+    if count >= 64 {
+        u64::MAX
+    } else {
+        (1 << count) - 1
+    }
+}
+
+/// Rows of a chunk: a summary word of 64 words.
+const CHUNK_ROWS: usize = 64 * 64;
+
+/// Bit vectors that share what they have in common.
+#[derive(Debug)]
+struct Bits {
+    /// Chunk lists of all classes, one behind the other.
+    entries: Vec<Entry>,
+    /// The words of all chunks that are not zero.
+    words: Vec<u64>,
+    /// Where the chunk list of each class is.
+    classes: Vec<Range<u32>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    chunk: u32,
+    first_word: u32,
+    /// Which of the 64 words are there.
+    summary: u64,
+}
+
+impl Entry {
+    #[inline]
+    fn word(&self, words: &[u64], word: u32) -> u64 {
+        if self.summary >> word & 1 == 0 {
+            return 0;
+        }
+        let before = (self.summary & ((1 << word) - 1)).count_ones();
+        words[(self.first_word + before) as usize]
+    }
+}
+
+impl Default for Bits {
+    fn default() -> Self {
+        let empty = 0..0;
+        Self {
+            entries: Vec::new(),
+            words: Vec::new(),
+            classes: vec![empty],
+        }
+    }
+}
+
+impl Bits {
+    fn entries(&self, class: ClassId) -> &[Entry] {
+        let range = &self.classes[class as usize];
+        &self.entries[range.start as usize..range.end as usize]
+    }
+
+    fn word(&self, class: ClassId, chunk: u32, word: u32) -> u64 {
+        let entries = self.entries(class);
+        let at = entries.binary_search_by_key(&chunk, |entry| entry.chunk);
+        at.map_or(0, |at| entries[at].word(&self.words, word))
+    }
+
+    fn heap_bytes(&self) -> usize {
+        self.entries.len() * size_of::<Entry>()
+            + self.words.len() * 8
+            + self.classes.len() * size_of::<Range<u32>>()
+    }
+
+    /// A new class: `base` with the bits of `rows` turned over. Chunks that no row
+    /// touches are shared with `base`.
+    fn toggled(&mut self, base: ClassId, rows: &mut [u32]) -> Result<ClassId, TooLarge> {
+        rows.sort_unstable();
+        let position = |len: usize| u32::try_from(len).map_err(|_| TooLarge);
+        let start = position(self.entries.len())?;
+        let mut base = self.classes[base as usize].clone();
+        for rows in rows.chunk_by(|a, b| a / CHUNK_ROWS as u32 == b / CHUNK_ROWS as u32) {
+            let chunk = rows[0] / CHUNK_ROWS as u32;
+            while base.start < base.end && self.entries[base.start as usize].chunk < chunk {
+                self.entries.push(self.entries[base.start as usize]);
+                base.start += 1;
+            }
+            let mut dense = [0; 64];
+            if base.start < base.end && self.entries[base.start as usize].chunk == chunk {
+                let entry = self.entries[base.start as usize];
+                for (word, place) in dense.iter_mut().enumerate() {
+                    *place = entry.word(&self.words, word as u32);
+                }
+                base.start += 1;
+            }
+            for row in rows {
+                dense[(row % CHUNK_ROWS as u32 / 64) as usize] ^= 1 << (row % 64);
+            }
+            let first_word = position(self.words.len())?;
+            let mut summary = 0;
+            for (word, bits) in dense.iter().enumerate().filter(|(_, bits)| **bits != 0) {
+                summary |= 1 << word;
+                self.words.push(*bits);
+            }
+            if summary != 0 {
+                self.entries.push(Entry {
+                    chunk,
+                    first_word,
+                    summary,
+                });
+            }
+        }
+        self.entries
+            .extend_from_within(base.start as usize..base.end as usize);
+        if self.heap_bytes() > LIMIT {
+            return Err(TooLarge);
+        }
+        let class = position(self.classes.len())?;
+        self.classes.push(start..position(self.entries.len())?);
+        Ok(class)
+    }
+}
+
+impl Table {
+    fn build(units: &[Rc<Members>], rows: &[Vec<u32>]) -> Result<Self, TooLarge> {
+        let mut table = Self::default();
+        let mut seen = HashMap::default();
+        seen.insert(0, EMPTY);
+        table.narrow = table.sweep(&mut seen, units, rows, |members| &members.narrow)?;
+        table.wide = table.sweep(&mut seen, units, rows, |members| &members.wide)?;
+        table.unknown = table.union(units, rows, |members| members.unknown)?;
+        table.possible_narrow = table.union(units, rows, |members| {
+            !members.narrow.is_empty() || members.unknown
+        })?;
+        table.possible_wide = table.union(units, rows, |members| !members.wide.is_empty())?;
+        Ok(table)
+    }
+
+    /// Walks the ends of all lists in order and notes where the class changes. A class
+    /// is known by the sum of the keys of the lists that hold, so a set of a million
+    /// intervals costs two classes and no comparison of bit vectors.
+    fn sweep<K: Key>(
+        &mut self,
+        seen: &mut HashMap<u128, ClassId, FixedState>,
+        units: &[Rc<Members>],
+        rows: &[Vec<u32>],
+        intervals: impl Fn(&Members) -> &[Interval<K>],
+    ) -> Result<Map<K>, TooLarge> {
+        let count = units
+            .iter()
+            .map(|unit| intervals(unit).len())
+            .sum::<usize>();
+        let mut ends: Vec<(K, u32)> = Vec::with_capacity(2 * count);
+        for (unit, members) in (0..).zip(units) {
+            for (first, last) in intervals(members) {
+                ends.push((*first, unit));
+                // What reaches the last key never ends.
+                ends.extend(last.next().map(|end| (end, unit)));
+            }
+        }
+        // Each list is sorted already, which a merging sort makes use of.
+        ends.sort();
+        let mut held = vec![false; units.len()];
+        let mut sum: u128 = 0;
+        let mut class = EMPTY;
+        let mut toggled: Vec<u32> = Vec::new();
+        let mut map = Map::with_capacity(ends.len());
+        for ends in ends.chunk_by(|a, b| a.0 == b.0) {
+            for (_, unit) in ends {
+                let held = &mut held[*unit as usize];
+                *held = !*held;
+                let key = unit_key(*unit);
+                sum = if *held {
+                    sum.wrapping_add(key)
+                } else {
+                    sum.wrapping_sub(key)
+                };
+            }
+            class = match seen.get(&sum) {
+                Some(class) => *class,
+                None => {
+                    toggled.clear();
+                    for (_, unit) in ends {
+                        toggled.extend_from_slice(&rows[*unit as usize]);
+                    }
+                    let new = self.bits.toggled(class, &mut toggled)?;
+                    seen.insert(sum, new);
+                    new
+                }
+            };
+            map.push(ends[0].0, class);
+        }
+        map.finish();
+        Ok(map)
+    }
+
+    fn union(
+        &mut self,
+        units: &[Rc<Members>],
+        rows: &[Vec<u32>],
+        of: impl Fn(&Members) -> bool,
+    ) -> Result<ClassId, TooLarge> {
+        let mut all: Vec<u32> = Vec::new();
+        for (_, rows) in units.iter().zip(rows).filter(|(members, _)| of(members)) {
+            all.extend_from_slice(rows);
+        }
+        if all.is_empty() {
+            Ok(EMPTY)
+        } else {
+            self.bits.toggled(EMPTY, &mut all)
+        }
+    }
+}
+
+/// A 128-bit key of a list; that two sets of lists have the same sum of keys does not
+/// happen by chance (two rounds of splitmix64).
+fn unit_key(unit: u32) -> u128 {
+    let mix = |seed: u64| {
+        let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let low = mix(u64::from(unit) + 1);
+    u128::from(mix(low ^ 0x5851_f42d_4c95_7f2d)) << 64 | u128::from(low)
+}
+
+/// From a key to the class of the interval it lies in.
+#[derive(Debug)]
+struct Map<K> {
+    /// Where a class begins; before the first nothing holds.
+    starts: Vec<K>,
+    classes: Vec<ClassId>,
+    /// For the upper bits of a key: how many starts lie below them. As long as the
+    /// map, up to 2^16, so that a search is left with a handful.
+    top: Vec<u32>,
+    shift: u32,
+}
+
+impl<K> Default for Map<K> {
+    fn default() -> Self {
+        Self {
+            starts: Vec::new(),
+            classes: Vec::new(),
+            top: Vec::new(),
+            shift: 0,
+        }
+    }
+}
+
+impl<K: Key> Map<K> {
+    fn with_capacity(capacity: usize) -> Self {
+        Self {
+            starts: Vec::with_capacity(capacity),
+            classes: Vec::with_capacity(capacity),
+            ..Self::default()
+        }
+    }
+
+    fn push(&mut self, start: K, class: ClassId) {
+        if self.classes.last().copied().unwrap_or(EMPTY) != class {
+            self.starts.push(start);
+            self.classes.push(class);
+        }
+    }
+
+    fn finish(&mut self) {
+        self.starts.shrink_to_fit();
+        self.classes.shrink_to_fit();
+        let bits = (self.starts.len() + 1).ilog2().min(16);
+        self.shift = K::BITS - bits;
+        let mut at = 0;
+        self.top = Vec::with_capacity((1 << bits) + 1);
+        for bucket in 0..=1_usize << bits {
+            while self
+                .starts
+                .get(at)
+                .is_some_and(|start| start.top(self.shift) < bucket)
+            {
+                at += 1;
+            }
+            self.top.push(u32::try_from(at).unwrap_or(u32::MAX));
+        }
+    }
+
+    #[inline]
+    fn class(&self, key: K) -> ClassId {
+        if self.starts.is_empty() {
+            return EMPTY;
+        }
+        let bucket = key.top(self.shift);
+        let (low, high) = (self.top[bucket] as usize, self.top[bucket + 1] as usize);
+        let at = low + self.starts[low..high].partition_point(|start| *start <= key);
+        if at == 0 { EMPTY } else { self.classes[at - 1] }
+    }
+}

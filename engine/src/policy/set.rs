@@ -1,0 +1,341 @@
+//! Sets of addresses as sorted disjoint intervals, and the files they come from.
+//!
+//! Intervals are the form in which everything else works: a union is a sort, a test
+//! for membership is a binary search, and one sweep over the ends of all lists of a
+//! dimension gives its lookup table (`index`).
+
+use std::rc::Rc;
+
+use ipnet::IpNet;
+
+use super::diagnostic::{Findings, Site, SourceId, Span, code, quoted};
+use super::item;
+
+/// What an interval's ends can be.
+pub(super) trait Key: Copy + Ord {
+    const MIN: Self;
+    /// The next key, where there is one.
+    fn next(self) -> Option<Self>;
+    /// The key shifted right, as an index; the shift leaves at most 16 bits.
+    fn top(self, shift: u32) -> usize;
+    const BITS: u32;
+}
+
+impl Key for u32 {
+    const MIN: Self = Self::MIN;
+    const BITS: u32 = Self::BITS;
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
+    }
+    fn top(self, shift: u32) -> usize {
+        self.checked_shr(shift).unwrap_or(0) as usize
+    }
+}
+
+impl Key for u128 {
+    const MIN: Self = Self::MIN;
+    const BITS: u32 = Self::BITS;
+    fn next(self) -> Option<Self> {
+        self.checked_add(1)
+    }
+    fn top(self, shift: u32) -> usize {
+        self.checked_shr(shift).unwrap_or(0) as usize
+    }
+}
+
+/// Both ends belong to an interval.
+pub(super) type Interval<K> = (K, K);
+
+/// Sorts, and joins what overlaps or touches.
+pub(super) fn normalise<K: Key>(intervals: &mut Vec<Interval<K>>) {
+    intervals.sort_unstable();
+    let mut kept = 0;
+    for at in 0..intervals.len() {
+        let (first, last) = intervals[at];
+        let joins = kept > 0 && {
+            let (_, before): Interval<K> = intervals[kept - 1];
+            before.next().is_none_or(|next| first <= next)
+        };
+        if joins {
+            let before = &mut intervals[kept - 1].1;
+            *before = last.max(*before);
+        } else {
+            intervals[kept] = (first, last);
+            kept += 1;
+        }
+    }
+    intervals.truncate(kept);
+    intervals.shrink_to_fit();
+}
+
+/// Whether every key of `inner` is in `outer`; both normalised.
+pub(super) fn contains<K: Key>(outer: &[Interval<K>], inner: &[Interval<K>]) -> bool {
+    inner.iter().all(|(first, last)| {
+        let at = outer.partition_point(|(start, _)| start <= first);
+        at > 0 && *last <= outer[at - 1].1
+    })
+}
+
+/// Whether the two have no key in common; both normalised.
+pub(super) fn disjoint<K: Key>(a: &[Interval<K>], b: &[Interval<K>]) -> bool {
+    let (few, many) = if a.len() <= b.len() { (a, b) } else { (b, a) };
+    few.iter().all(|(first, last)| {
+        let at = many.partition_point(|(_, end)| end < first);
+        many.get(at).is_none_or(|(start, _)| start > last)
+    })
+}
+
+/// A key that no interval covers; `intervals` are normalised.
+pub(super) fn gap<K: Key>(intervals: &[Interval<K>]) -> Option<K> {
+    match intervals.first() {
+        Some((first, last)) if *first == K::MIN => last.next(),
+        Some(_) | None => Some(K::MIN),
+    }
+}
+
+/// What a list stands for: IPv4 addresses, ports, uids or the numbers that a
+/// compile gave to names (`narrow`), IPv6 addresses (`wide`), and whether it holds
+/// for what is unknown.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Members {
+    pub(super) narrow: Vec<Interval<u32>>,
+    pub(super) wide: Vec<Interval<u128>>,
+    pub(super) unknown: bool,
+}
+
+impl Members {
+    /// Every address of both families.
+    pub(super) fn all_addresses() -> Self {
+        Self {
+            narrow: vec![(0, u32::MAX)],
+            wide: vec![(0, u128::MAX)],
+            unknown: false,
+        }
+    }
+
+    pub(super) fn add_prefix(&mut self, prefix: IpNet) {
+        match prefix {
+            IpNet::V4(net) => self
+                .narrow
+                .push((net.network().into(), net.broadcast().into())),
+            IpNet::V6(net) => self
+                .wide
+                .push((net.network().into(), net.broadcast().into())),
+        }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        self.narrow.extend_from_slice(&other.narrow);
+        self.wide.extend_from_slice(&other.wide);
+        self.unknown |= other.unknown;
+    }
+
+    pub(super) fn normalise(&mut self) {
+        normalise(&mut self.narrow);
+        normalise(&mut self.wide);
+    }
+
+    pub(super) fn contains(&self, inner: &Self) -> bool {
+        (self.unknown || !inner.unknown)
+            && contains(&self.narrow, &inner.narrow)
+            && contains(&self.wide, &inner.wide)
+    }
+
+    pub(super) fn disjoint(&self, other: &Self) -> bool {
+        disjoint(&self.narrow, &other.narrow) && disjoint(&self.wide, &other.wide)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.narrow.len() + self.wide.len()
+    }
+}
+
+/// A set whose items are read.
+#[derive(Debug)]
+pub(super) struct ResolvedSet {
+    /// Where its name was given.
+    pub(super) site: Site,
+    pub(super) members: Rc<Members>,
+    /// How many domains it holds, and where the first one stands.
+    pub(super) domains: usize,
+    pub(super) first_domain: Option<Site>,
+    pub(super) used: bool,
+}
+
+impl ResolvedSet {
+    /// Nothing but domains.
+    pub(super) fn is_only_domains(&self) -> bool {
+        self.domains > 0 && self.members.len() == 0
+    }
+}
+
+/// What stands in a set's file.
+#[derive(Debug, Default)]
+pub(super) struct FileItems {
+    pub(super) members: Members,
+    pub(super) domains: usize,
+    pub(super) first_domain: Option<Span>,
+}
+
+/// Reads a list: one address, prefix or domain a line, or lines of hosts(5), whose
+/// names count and whose addresses only say that the line is one.
+pub(super) fn read_list(text: &str, source: SourceId, findings: &mut Findings) -> FileItems {
+    let mut items = FileItems::default();
+    let mut start = if text.starts_with('\u{feff}') {
+        '\u{feff}'.len_utf8()
+    } else {
+        0
+    };
+    for line in text[start..].split('\n') {
+        let line_start = start;
+        start += line.len() + 1;
+        let line = line.split('#').next().unwrap_or_default();
+        let mut words = line.split_ascii_whitespace();
+        let Some(first) = words.next() else { continue };
+        let span = |word: &str| {
+            let at = line_start + (word.as_ptr() as usize - line.as_ptr() as usize);
+            Span::new(at, at + word.len())
+        };
+        let Some(second) = words.next() else {
+            match list_item(first) {
+                Ok(ListItem::Prefix(prefix)) => items.members.add_prefix(prefix),
+                Ok(ListItem::Domain) => {
+                    items.domains += 1;
+                    items.first_domain.get_or_insert_with(|| span(first));
+                }
+                Err(error) => {
+                    let site = Site {
+                        source,
+                        span: span(first),
+                    };
+                    findings
+                        .error(error.code, site, error.message)
+                        .maybe_help(error.help);
+                }
+            }
+            continue;
+        };
+        if first.parse::<std::net::IpAddr>().is_err() {
+            findings
+                .error(
+                    code::UNEXPECTED,
+                    Site {
+                        source,
+                        span: span(second),
+                    },
+                    format!("{} is a second item on this line", quoted(second)),
+                )
+                .help("one item a line, or an address and its names as in a hosts file");
+            continue;
+        }
+        for name in std::iter::once(second).chain(words) {
+            match item::domain(name) {
+                Ok(_) => {
+                    items.domains += 1;
+                    items.first_domain.get_or_insert_with(|| span(name));
+                }
+                Err(error) => {
+                    let site = Site {
+                        source,
+                        span: span(name),
+                    };
+                    findings
+                        .error(error.code, site, error.message)
+                        .maybe_help(error.help);
+                }
+            }
+        }
+    }
+    items.members.normalise();
+    items
+}
+
+enum ListItem {
+    Prefix(IpNet),
+    Domain,
+}
+
+fn list_item(word: &str) -> Result<ListItem, item::ItemError> {
+    if item::looks_like_address(word) {
+        return item::prefix(word).map(ListItem::Prefix);
+    }
+    item::domain(word).map(|_| ListItem::Domain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::diagnostic::Sources;
+
+    #[test]
+    fn intervals() {
+        for (name, given, want) in [
+            ("empty", vec![], vec![]),
+            ("overlap", vec![(5, 9), (1, 6)], vec![(1, 9)]),
+            ("touch", vec![(1, 2), (3, 4)], vec![(1, 4)]),
+            ("apart", vec![(1, 2), (4, 5)], vec![(1, 2), (4, 5)]),
+            (
+                "inside",
+                vec![(1, 9), (2, 3), (12, 12)],
+                vec![(1, 9), (12, 12)],
+            ),
+            (
+                "to the end",
+                vec![(9, u32::MAX), (u32::MAX, u32::MAX)],
+                vec![(9, u32::MAX)],
+            ),
+        ] {
+            let mut intervals: Vec<Interval<u32>> = given;
+            normalise(&mut intervals);
+            assert_eq!(intervals, want, "{name}");
+        }
+        let outer: [Interval<u32>; 2] = [(1, 5), (10, 20)];
+        for (inner, within, apart) in [
+            (vec![], true, true),
+            (vec![(1, 5)], true, false),
+            (vec![(2, 3), (10, 20)], true, false),
+            (vec![(4, 6)], false, false),
+            (vec![(6, 9)], false, true),
+            (vec![(0, 0), (30, 40)], false, true),
+            (vec![(0, 30)], false, false),
+        ] {
+            assert_eq!(contains(&outer, &inner), within, "{inner:?}");
+            assert_eq!(disjoint(&outer, &inner), apart, "{inner:?}");
+        }
+    }
+
+    #[test]
+    fn lists() {
+        let long = format!("{}\n10.0.0.1", "x".repeat(1_000_000));
+        for (name, text, addresses, domains, errors) in [
+            ("empty", "", 0, 0, 0),
+            (
+                "addresses",
+                "10.0.0.0/8\n# c\n\n192.0.2.1 # c\r\nfd00::/8\n",
+                3,
+                0,
+                0,
+            ),
+            ("domains", "ads.example\n*.tracker.example\n", 0, 2, 0),
+            (
+                "hosts",
+                "0.0.0.0 a.example b.example\n::1 localhost\n",
+                0,
+                3,
+                0,
+            ),
+            ("two items", "a.example b.example\n", 0, 0, 1),
+            ("host bits", "10.0.0.1/8\n10.0.0.300\n", 0, 0, 2),
+            ("byte order mark", "\u{feff}10.0.0.1", 1, 0, 0),
+            ("NUL", "\0\n10.0.0.1", 1, 0, 1),
+            ("megabyte word", &long, 1, 0, 1),
+        ] {
+            let mut findings = Findings::new();
+            let items = read_list(text, SourceId(0), &mut findings);
+            let got = (items.members.len(), items.domains);
+            assert_eq!(got, (addresses, domains), "{name}");
+            let found = findings.into_diagnostics(&Sources::default()).len();
+            assert_eq!(found, errors, "{name}");
+        }
+    }
+}

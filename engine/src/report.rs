@@ -1,0 +1,123 @@
+//! What is told about a flow: once when it opens, once when it ends.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::policy::Verdict;
+use crate::{Egress, Instant, Owner, Protocol};
+
+/// Why a flow ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The far side ended it in order.
+    FarClosed,
+    /// The app ended it in order.
+    AppClosed,
+    /// The app sent a RST.
+    AppReset,
+    /// The far side sent a RST.
+    FarReset,
+    /// The far side refused.
+    Refused,
+    /// No route, or the network said so.
+    Unreachable,
+    /// Nobody answered.
+    TimedOut,
+    /// Nothing moved for too long.
+    Idle,
+    /// The verdict.
+    Policy,
+    /// The source could not be resolved, or changed three times before the connect.
+    SourceUnresolved,
+    /// A kind of flow that this host can't carry.
+    Unsupported,
+    /// A flow or memory limit.
+    Limit,
+    /// A failure of this program in that flow alone.
+    Internal,
+    /// The engine stops.
+    Shutdown,
+}
+
+impl Reason {
+    /// The stable name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::FarClosed => "far-closed",
+            Self::AppClosed => "app-closed",
+            Self::AppReset => "app-reset",
+            Self::FarReset => "far-reset",
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed-out",
+            Self::Idle => "idle",
+            Self::Policy => "policy",
+            Self::SourceUnresolved => "source-unresolved",
+            Self::Unsupported => "unsupported",
+            Self::Limit | Self::Internal => "limit",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How far a flow has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Its first packet waits for facts.
+    Held,
+    /// Allowed; the far side was asked.
+    Connecting,
+    /// Bytes may move.
+    Open,
+    /// Over, or never allowed.
+    Closed,
+}
+
+/// One flow at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Counts the flows of this engine, from 1.
+    pub number: u64,
+    /// How far it has come.
+    pub stage: Stage,
+    /// The transport.
+    pub protocol: Protocol,
+    /// The app's address as its packets carry it; for echo the port is the identifier.
+    pub client: SocketAddr,
+    /// Whether the flow is this host's own.
+    pub local: bool,
+    /// What the app asked for; port 0 for echo.
+    pub destination: SocketAddr,
+    /// What it leaves with, or would have left with.
+    pub egress: Option<Egress>,
+    /// The local port at the egress, once there is a socket.
+    pub egress_port: Option<u16>,
+    /// Whose it is, where that was asked and known.
+    pub owner: Option<Owner>,
+    /// `None` where no verdict was reached.
+    pub verdict: Option<Verdict>,
+    /// The rule behind the verdict.
+    pub rule: Option<String>,
+    /// The generation of the policy that judged it.
+    pub generation: u64,
+    /// Payload bytes from the app that the far side's socket took.
+    pub sent: u64,
+    /// Payload bytes from the far side that were taken for the app.
+    pub received: u64,
+    /// Packets from the app (super-packets count once).
+    pub packets_sent: u64,
+    /// Packets to the app (super-packets count once).
+    pub packets_received: u64,
+    /// When the first packet came.
+    pub opened: Instant,
+    /// When it ended.
+    pub closed: Option<Instant>,
+    /// Why it ended.
+    pub reason: Option<Reason>,
+}

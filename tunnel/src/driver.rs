@@ -1,0 +1,509 @@
+//! The only loop of a shard: device, engine and far-side sockets on one thread.
+//!
+//! One turn: wait; take up to [`BATCH`] packets of the device; move the bytes of every
+//! flow whose socket or ring is ready, at most [`TURN`] a flow and direction; run timers.
+//! Requests of the engine are answered on the spot: a route or owner lookup is a blocking
+//! netlink exchange of a few microseconds, a connect returns at once. Nothing else blocks
+//! but the wait, which lasts until something is due: an idle engine does not wake.
+//!
+//! A panic while one flow is carried ends that flow alone and is counted.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use engine::{
+    Checksum, Counters, Engine, FlowId, Input, Instant, Outcome, Output, Received, Report,
+    RingId, Rings, Unresolved,
+};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::fd::OwnedFd;
+use rustix::io::Errno;
+
+use crate::device::{Device, MAX_PACKET, RxOffload, virtio};
+use crate::egress::{Progress, Sockets, Tag};
+use crate::owner::Owners;
+use crate::rings::{self, Pool};
+use crate::source::{LookupError, Query, Routes};
+
+/// Packets read from the device before flows are pumped: a batch saves the ACK and the
+/// send of every packet but the last of a flow (15-35 % of the CPU time of an upload).
+const BATCH: usize = 64;
+/// Bytes a flow may move in each direction before others have their turn.
+const TURN: usize = 256 * 1024;
+/// Readiness events taken at once.
+const EVENTS: usize = 256;
+
+/// What a driver is built from.
+#[derive(Debug)]
+pub struct Parts<D> {
+    /// The app side.
+    pub device: D,
+    /// The state machine.
+    pub engine: Engine,
+    /// The routing of the namespace that flows leave through.
+    pub routes: Routes,
+    /// The sockets of the app's namespace; `None`: owners stay unknown.
+    pub owners: Option<Owners>,
+    /// Ring memory.
+    pub rings: Pool,
+    /// The mark of our own sockets.
+    pub mark: Option<u32>,
+    /// Where reports go. A full channel loses reports, which are counted.
+    pub reports: Option<SyncSender<Report>>,
+}
+
+/// One shard.
+#[derive(Debug)]
+pub struct Driver<D> {
+    engine: Engine,
+    sockets: Sockets<D>,
+    routes: Routes,
+    owners: Option<Owners>,
+    rings: Pool,
+    /// The receipts of rings that flows have, by the number the engine knows.
+    receipts: slab::Slab<rings::RingId>,
+    mark: Option<u32>,
+    reports: Option<SyncSender<Report>>,
+    epoll: OwnedFd,
+    handle: Handle,
+    started: std::time::Instant,
+    totals: Totals,
+    /// One packet of the device. Held as an option so that it can be lent beside `self`.
+    packet: Option<Box<[u8]>>,
+}
+
+/// What a shard counts beside the engine.
+#[derive(Debug, Clone, Default)]
+pub struct Totals {
+    /// How the engine's packets ended.
+    pub engine: Counters,
+    /// Packets that the device refused.
+    pub device_errors: u64,
+    /// Flows that were ended because carrying them panicked.
+    pub panics: u64,
+    /// Reports that found the channel full.
+    pub reports_lost: u64,
+}
+
+/// Tells a running driver to stop, from any thread.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    wake: Arc<OwnedFd>,
+    state: Arc<AtomicU8>,
+}
+
+const RUN: u8 = 0;
+const DRAIN: u8 = 1;
+const STOP: u8 = 2;
+
+/// After the app is gone: how long its last bytes may take.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// ... and how long nothing may move before they count as delivered.
+const DRAIN_QUIET: Duration = Duration::from_millis(250);
+
+impl Handle {
+    /// Stops once the bytes that the app has written are with the far side.
+    pub fn drain(&self) {
+        self.tell(DRAIN);
+    }
+
+    /// Stops now: every flow is ended.
+    pub fn stop(&self) {
+        self.tell(STOP);
+    }
+
+    fn tell(&self, state: u8) {
+        self.state.fetch_max(state, Ordering::AcqRel);
+        // A full counter wakes as well.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+/// Why a driver ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// Waiting for events failed.
+    #[error("cannot wait for events: {0}")]
+    Wait(Errno),
+    /// The device is gone.
+    #[error("the device failed: {0}")]
+    Device(std::io::Error),
+}
+
+impl<D: Device> Driver<D> {
+    /// Joins the parts. Nothing runs yet.
+    pub fn new(parts: Parts<D>) -> Result<Self, DriverError> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(DriverError::Wait)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(DriverError::Wait)?;
+        let level = epoll::EventFlags::IN;
+        epoll::add(&epoll, parts.device.as_fd(), Tag::Device.data(), level)
+            .map_err(DriverError::Wait)?;
+        epoll::add(&epoll, &wake, Tag::Wake.data(), level).map_err(DriverError::Wait)?;
+        Ok(Self {
+            engine: parts.engine,
+            sockets: Sockets::new(parts.device),
+            routes: parts.routes,
+            owners: parts.owners,
+            rings: parts.rings,
+            receipts: slab::Slab::new(),
+            mark: parts.mark,
+            reports: parts.reports,
+            epoll,
+            handle: Handle { wake: Arc::new(wake), state: Arc::new(AtomicU8::new(RUN)) },
+            started: std::time::Instant::now(),
+            totals: Totals::default(),
+            packet: Some(vec![0; MAX_PACKET].into_boxed_slice()),
+        })
+    }
+
+    /// The means to stop it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// The moment that the engine's time counts from.
+    pub fn epoch(&self) -> std::time::Instant {
+        self.started
+    }
+
+    /// Runs until told to stop; then ends every flow and says what was counted.
+    pub fn run(mut self) -> Result<Totals, DriverError> {
+        let mut events = Vec::with_capacity(EVENTS);
+        let mut more = false;
+        let mut draining_since = None;
+        loop {
+            let timeout = self.timeout(more, draining_since.is_some());
+            events.clear();
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout.as_ref(),
+            ) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(DriverError::Wait(errno)),
+            }
+            let now = self.now();
+            let mut device_ready = false;
+            for event in &events {
+                match Tag::from_data(event.data) {
+                    Tag::Device => device_ready = true,
+                    Tag::Wake => {
+                        let _ = rustix::io::read(&*self.handle.wake, &mut [0u8; 8]);
+                    }
+                    Tag::Stream(id) => self.stream_ready(id, event.flags, now),
+                    tag @ (Tag::Mapping(_) | Tag::Echo(_)) => self.read_datagrams(tag, now),
+                }
+            }
+            for _ in 0..self.sockets.waiting() {
+                if let Some(tag) = self.sockets.next_waiting() {
+                    self.read_datagrams(tag, now);
+                }
+            }
+            if device_ready {
+                self.take_packets(now)?;
+            }
+            more = self.pump_all(now) || self.sockets.waiting() > 0;
+            let now = self.now();
+            if self.engine.poll_timeout().is_some_and(|(at, _)| at <= now) {
+                self.engine.handle_timeout(now, &mut self.sockets);
+                self.answer(now);
+            }
+            match self.handle.state.load(Ordering::Acquire) {
+                RUN => {}
+                DRAIN => {
+                    let since = *draining_since.get_or_insert(now);
+                    let waited = now.since(since) >= DRAIN_LIMIT;
+                    if waited || !self.engine.is_delivering(now, DRAIN_QUIET) {
+                        break;
+                    }
+                }
+                _ => break,
+            }
+        }
+        let now = self.now();
+        self.engine.handle(Input::Shutdown, now, &mut self.sockets);
+        self.answer(now);
+        self.totals.engine = self.engine.counters().clone();
+        self.totals.device_errors = self.sockets.device_errors();
+        Ok(self.totals)
+    }
+
+    fn now(&self) -> Instant {
+        let micros = self.started.elapsed().as_micros();
+        Instant::from_micros(u64::try_from(micros).unwrap_or(u64::MAX))
+    }
+
+    fn timeout(&mut self, more: bool, draining: bool) -> Option<Timespec> {
+        if more {
+            return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
+        }
+        let due = self.engine.poll_timeout().map(|(at, _)| at.since(self.now()));
+        let due = if draining { Some(due.map_or(DRAIN_QUIET, |d| d.min(DRAIN_QUIET))) } else { due };
+        // epoll counts in milliseconds and rounds down; a timer must not fire early.
+        due.map(|due| Timespec {
+            tv_sec: i64::try_from(due.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(due.subsec_nanos()),
+        })
+    }
+
+    fn take_packets(&mut self, now: Instant) -> Result<(), DriverError> {
+        let Some(mut buffer) = self.packet.take() else { return Ok(()) };
+        let result = self.take_batch(&mut buffer, now);
+        self.packet = Some(buffer);
+        result
+    }
+
+    fn take_batch(&mut self, buffer: &mut [u8], now: Instant) -> Result<(), DriverError> {
+        for _ in 0..BATCH {
+            let (length, offload) = match self.sockets.device().read(buffer) {
+                Ok(read) => read,
+                Err(error) => match error.kind() {
+                    std::io::ErrorKind::WouldBlock => return Ok(()),
+                    std::io::ErrorKind::Interrupted => continue,
+                    // One packet was not one; the next may be.
+                    std::io::ErrorKind::InvalidData => {
+                        self.totals.device_errors += 1;
+                        continue;
+                    }
+                    _ => return Err(DriverError::Device(error)),
+                },
+            };
+            let (engine, sockets) = (&mut self.engine, &mut self.sockets);
+            let handled = catch_unwind(AssertUnwindSafe(|| {
+                engine.handle_packet(&buffer[..length], received(offload), now, sockets)
+            }));
+            match handled {
+                Ok(Outcome::ToEgress) => {}
+                Ok(Outcome::Held | Outcome::ToApp | Outcome::Dropped(_)) => self.answer(now),
+                Err(_) => self.totals.panics += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn read_datagrams(&mut self, tag: Tag, now: Instant) {
+        let (engine, sockets) = (&mut self.engine, &mut self.sockets);
+        let read = catch_unwind(AssertUnwindSafe(|| sockets.datagrams_ready(tag, engine, now)));
+        if read.is_err() {
+            self.totals.panics += 1;
+        }
+        self.answer(now);
+    }
+
+    /// Moves bytes of every flow that is ready; whether some flow has more to move.
+    fn pump_all(&mut self, now: Instant) -> bool {
+        let mut unfinished = Vec::new();
+        while let Some(id) = self.engine.next_dirty() {
+            match catch_unwind(AssertUnwindSafe(|| self.pump(id, now))) {
+                Ok(true) => unfinished.push(id),
+                Ok(false) => {}
+                Err(_) => {
+                    self.totals.panics += 1;
+                    self.engine.handle(Input::Broken(id), now, &mut self.sockets);
+                }
+            }
+            self.answer(now);
+        }
+        let more = !unfinished.is_empty();
+        for id in unfinished {
+            self.engine.mark_dirty(id);
+        }
+        more
+    }
+
+    /// Moves one flow's bytes both ways; whether there is more to move at once.
+    fn pump(&mut self, id: FlowId, now: Instant) -> bool {
+        let mut more = false;
+        let mut far_over = None;
+        if let Some(stream) = self.sockets.stream(id) {
+            more |= stream.to_far(&mut self.engine, now, TURN);
+            match stream.to_app(&mut self.engine, now, TURN) {
+                Progress::Blocked => {}
+                Progress::More => more = true,
+                Progress::Ended => far_over = Some(Input::FarEnded(id)),
+                Progress::Failed(failure) => far_over = Some(Input::FarFailed(id, failure)),
+            }
+        }
+        if let Some(input) = far_over {
+            self.engine.handle(input, now, &mut self.sockets);
+        }
+        self.engine.settle(id, now, &mut self.sockets);
+        more
+    }
+
+    fn stream_ready(&mut self, id: FlowId, flags: epoll::EventFlags, now: Instant) {
+        let Some(stream) = self.sockets.stream(id) else { return };
+        if stream.ready(flags) {
+            self.engine.mark_dirty(id);
+            return;
+        }
+        // The connect has an answer.
+        match stream.finish_connect() {
+            Ok(port) => {
+                let mut rings = self.take_rings();
+                if rings.is_none() {
+                    self.engine.handle(Input::EvictIdle, now, &mut self.sockets);
+                    self.answer(now);
+                    rings = self.take_rings();
+                }
+                match rings {
+                    Some(rings) => {
+                        let input = Input::Connected(id, port, rings);
+                        self.engine.handle(input, now, &mut self.sockets);
+                    }
+                    None => {
+                        self.sockets.reset(id);
+                        let input = Input::Failed(id, engine::Failure::Exhausted);
+                        self.engine.handle(input, now, &mut self.sockets);
+                    }
+                }
+            }
+            Err(failure) => {
+                self.sockets.close(id);
+                self.engine.handle(Input::Failed(id, failure), now, &mut self.sockets);
+            }
+        }
+        self.answer(now);
+    }
+
+    /// Carries out what the engine asks for.
+    fn answer(&mut self, now: Instant) {
+        while let Some(output) = self.engine.poll_output() {
+            let input = match output {
+                Output::Owner(id, protocol, client, destination) => {
+                    let owners = self.owners.as_mut();
+                    let owner = owners.and_then(|o| o.lookup(protocol, client, destination));
+                    Some(Input::Owner(id, owner))
+                }
+                Output::Source(id, protocol, far) => {
+                    let answer = self.routes.lookup(self.query(protocol, far));
+                    Some(Input::Source(id, answer.map(|a| a.egress).map_err(unresolved)))
+                }
+                Output::Connect(id, far, egress) => {
+                    self.recheck(id, engine::Protocol::Tcp, far, egress, |driver, index| {
+                        driver.sockets.connect(&driver.epoll, id, far, egress, index, driver.mark)
+                    })
+                }
+                Output::Bind(id, mapping, far, egress) => {
+                    self.recheck(id, engine::Protocol::Udp, far, egress, |driver, index| {
+                        driver.sockets.bind(
+                            &driver.epoll,
+                            id,
+                            mapping,
+                            far,
+                            egress,
+                            index,
+                            driver.mark,
+                        )
+                    })
+                }
+                Output::OpenEcho(id, far, egress) => {
+                    let to = std::net::SocketAddr::new(far, 0);
+                    self.recheck(id, engine::Protocol::Icmp, to, egress, |driver, index| {
+                        driver.sockets.open_echo(&driver.epoll, id, far, egress, index, driver.mark)
+                    })
+                }
+                Output::ShutdownFar(id) => {
+                    self.sockets.shutdown(id);
+                    None
+                }
+                Output::Close(id) => {
+                    self.sockets.close(id);
+                    None
+                }
+                Output::Reset(id) => {
+                    self.sockets.reset(id);
+                    None
+                }
+                Output::Unbind(mapping) => {
+                    self.sockets.unbind(mapping);
+                    None
+                }
+                Output::Release(rings) => {
+                    self.give_back(rings);
+                    None
+                }
+                Output::Report(report) => {
+                    if let Some(reports) = &self.reports
+                        && reports.try_send(*report).is_err()
+                    {
+                        self.totals.reports_lost += 1;
+                    }
+                    None
+                }
+            };
+            if let Some(input) = input {
+                self.engine.handle(input, now, &mut self.sockets);
+            }
+        }
+    }
+
+    /// Looks at the route again and opens a socket where it still is the judged one.
+    fn recheck(
+        &mut self,
+        id: FlowId,
+        protocol: engine::Protocol,
+        far: std::net::SocketAddr,
+        egress: engine::Egress,
+        open: impl FnOnce(&mut Self, u32) -> Option<Input>,
+    ) -> Option<Input> {
+        match self.routes.lookup(self.query(protocol, far)) {
+            Ok(answer) if answer.egress == egress => open(self, answer.device_index),
+            Ok(answer) => Some(Input::SourceChanged(id, answer.egress)),
+            Err(error) => Some(Input::Failed(id, error.failure())),
+        }
+    }
+
+    fn query(&self, protocol: engine::Protocol, far: std::net::SocketAddr) -> Query {
+        Query {
+            destination: far.ip(),
+            source: None,
+            device: None,
+            protocol,
+            destination_port: far.port(),
+            uid: None,
+            mark: self.mark,
+        }
+    }
+
+    fn take_rings(&mut self) -> Option<Rings> {
+        let rings::Rings { id, to_far, to_app } = self.rings.take().ok()?;
+        let number = self.receipts.insert(id) as u32;
+        Some(Rings { id: RingId(number), to_far, to_app })
+    }
+
+    #[allow(unsafe_code)]
+    fn give_back(&mut self, rings: RingId) {
+        if let Some(receipt) = self.receipts.try_remove(rings.0 as usize) {
+            // SAFETY: the engine dropped the socket that held both slices before it said so,
+            // and a receipt is used once.
+            unsafe { self.rings.give_back(receipt) }
+        }
+    }
+}
+
+fn unresolved(error: LookupError) -> Unresolved {
+    match error {
+        LookupError::NoRoute(_) | LookupError::NeedsDevice | LookupError::NoSource => {
+            Unresolved::NoRoute(error.failure())
+        }
+        LookupError::DeviceGone
+        | LookupError::Silent
+        | LookupError::Socket(_)
+        | LookupError::Garbled => Unresolved::LookupFailed,
+    }
+}
+
+fn received(offload: RxOffload) -> Received {
+    Received {
+        checksum: match offload.checksum {
+            virtio::Checksum::Partial | virtio::Checksum::Valid => Checksum::Trusted,
+            virtio::Checksum::Unknown => Checksum::Unknown,
+        },
+        segment: offload.gso.map(|gso| gso.size),
+    }
+}

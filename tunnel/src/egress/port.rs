@@ -1,0 +1,36 @@
+//! The sink: packets to the device, datagrams to the sockets.
+
+use engine::{Datagram, Meta, Sink, Unsent, Way};
+
+use crate::device::{Device, MAX_PACKET, TxOffload};
+use crate::egress::Sockets;
+
+/// The device and the one buffer that packets for it are written in.
+#[derive(Debug)]
+pub(crate) struct Port<D> {
+    pub(crate) device: D,
+    buffer: Box<[u8]>,
+    pub(crate) device_errors: u64,
+}
+
+impl<D: Device> Port<D> {
+    pub(crate) fn new(device: D) -> Self {
+        Self { device, buffer: vec![0; MAX_PACKET].into_boxed_slice(), device_errors: 0 }
+    }
+}
+
+impl<D: Device> Sink for Sockets<D> {
+    fn to_app(&mut self, max: usize, meta: Meta, write: impl FnOnce(&mut [u8]) -> usize) {
+        let port = &mut self.port;
+        let length = write(&mut port.buffer[..max]);
+        let offload =
+            TxOffload { gso_size: meta.segment, checksum_partial: meta.partial_checksum };
+        if port.device.write(&port.buffer[..length], offload).is_err() {
+            port.device_errors += 1;
+        }
+    }
+
+    fn to_far(&mut self, way: Way, datagram: Datagram<'_>) -> Result<(), Unsent> {
+        self.send(way, datagram)
+    }
+}

@@ -1,0 +1,12 @@
+//! Devices, sockets and the host's network beneath the engine.
+#![deny(unsafe_code)]
+
+pub mod device;
+pub mod driver;
+pub mod egress;
+#[cfg(test)]
+mod namespace;
+mod netlink;
+pub mod owner;
+pub mod rings;
+pub mod source;
