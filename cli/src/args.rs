@@ -26,6 +26,12 @@ pub(crate) enum Verb {
     Exec(ExecArgs),
     /// Show the filter at work on loopback, in seconds
     Demo,
+    /// Check a policy: parse, compile, run its expectations
+    Check(crate::check::CheckArgs),
+    /// Bring policy files into canonical form
+    Fmt(crate::fmt::FmtArgs),
+    /// Say what a policy does with a flow, and why
+    Explain(crate::explain::ExplainArgs),
     #[command(external_subcommand)]
     Other(Vec<OsString>),
 }
@@ -61,7 +67,7 @@ pub(crate) struct ExecArgs {
 
 /// Verbs of the stable interface that later versions bring.
 pub(crate) const LATER: &[&str] = &[
-    "check", "fmt", "explain", "run", "diff", "reload", "status", "flows", "rules", "watch", "top", "set", "dns", "paths",
+    "run", "diff", "reload", "status", "flows", "rules", "watch", "top", "set", "dns", "paths",
     "leaks", "doctor", "capture", "up", "down", "lock", "unlock", "cleanup", "portal", "fleet",
     "import", "completions", "man", "schema",
 ];

@@ -11,6 +11,8 @@ pub(crate) mod code {
     pub(crate) const FINDING: u8 = 1;
     /// The command line or the configuration is wrong.
     pub(crate) const USAGE: u8 = 2;
+    /// The daemon is not running.
+    pub(crate) const NO_DAEMON: u8 = 3;
     /// The verb failed.
     pub(crate) const FAILED: u8 = 5;
     /// `exec`: tunneld itself failed.

@@ -26,6 +26,7 @@ use tunnel::source::Routes;
 use crate::args::ExecArgs;
 use crate::config::{self, Config};
 use crate::error::{Refusal, code};
+use crate::policy_files;
 use crate::report::{Clock, Writer};
 use crate::sandbox::{self, Plan, SpawnError, Status};
 
@@ -143,7 +144,7 @@ fn read_policy(args: &ExecArgs, config: &Config) -> anyhow::Result<Policy> {
     if paths.is_empty() {
         return Ok(Policy::allow_all());
     }
-    Err(Refusal::new(code::EXEC_FAILED, "policies: not in this version").into())
+    policy_files::load(&paths, code::EXEC_FAILED)
 }
 
 fn open_report(file: &Path) -> anyhow::Result<File> {

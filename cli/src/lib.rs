@@ -2,9 +2,15 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod check;
 mod config;
+mod demo;
+mod diagnostics;
 mod error;
 mod exec;
+mod explain;
+mod fmt;
+mod policy_files;
 mod report;
 pub mod sandbox;
 
@@ -18,7 +24,10 @@ pub fn main() -> u8 {
     let json = cli.json;
     let done = match cli.verb {
         Verb::Exec(args) => exec::run(&args),
-        Verb::Demo => Err(later("demo")),
+        Verb::Demo => demo::run(json),
+        Verb::Check(args) => check::run(&args, json),
+        Verb::Fmt(args) => fmt::run(&args, json),
+        Verb::Explain(args) => explain::run(&args, json),
         Verb::Other(words) => {
             let verb = words.first().map(|w| w.to_string_lossy()).unwrap_or_default();
             Err(if args::LATER.contains(&&*verb) { later(&verb) } else { unknown(&verb) })

@@ -183,6 +183,8 @@ pub enum Output {
     Reset(FlowId),
     /// Close a mapping's socket.
     Unbind(MappingId),
+    /// The flow of these rings is idle and both are empty: their memory may go.
+    Trim(RingId),
     /// These rings are free again; nothing refers to them.
     Release(RingId),
     /// A flow has opened or ended.
@@ -545,8 +547,13 @@ impl Engine {
             State::Stream(stream) => {
                 if stream.stack_at.is_some_and(|at| at <= now) {
                     self.settle(id, now, sink);
-                } else if due {
+                } else if now.since(flow.active) >= stream.idle() {
                     self.evict(id, Reason::Idle, now, sink);
+                } else if due {
+                    if stream.is_worth_a_trim() {
+                        self.outputs.push_back(Output::Trim(stream.rings));
+                    }
+                    stream.moved = 0;
                 }
             }
             State::Answered(answered) if answered.repeats > 0 && due => {
@@ -571,7 +578,7 @@ impl Engine {
 
 /// When a flow's state may have to change without anything happening.
 fn deadline(flow: &Flow) -> Instant {
-    use crate::flow::{DNS_IDLE, ECHO_IDLE, LOOKUP, UDP_IDLE, UDP_UNANSWERED};
+    use crate::flow::{DNS_IDLE, ECHO_IDLE, LOOKUP, TRIM_AFTER, UDP_IDLE, UDP_UNANSWERED};
     /// The kernel gives up a connect after `tcp_syn_retries`, 127 s by default; a host may
     /// be more patient.
     const CONNECT: Duration = Duration::from_secs(300);
@@ -581,7 +588,8 @@ fn deadline(flow: &Flow) -> Instant {
             Waiting::Egress(_) => flow.active + CONNECT,
         },
         State::Stream(stream) => {
-            let idle = flow.active + stream.idle();
+            let trim = if stream.moved > 0 { TRIM_AFTER } else { Duration::MAX };
+            let idle = flow.active + stream.idle().min(trim);
             stream.stack_at.map_or(idle, |at| at.min(idle))
         }
         State::Datagrams(_) if flow.received == 0 => flow.active + UDP_UNANSWERED,

@@ -211,6 +211,8 @@ pub(crate) const REPEAT_AFTER: [Duration; 2] = [Duration::from_millis(2), Durati
 pub(crate) const TCP_IDLE: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
 /// TCP whose far side has ended its half: RFC 5382's transitory time-out.
 pub(crate) const TCP_HALF_IDLE: Duration = Duration::from_secs(4 * 60);
+/// After that much silence a connection's ring memory is given back.
+pub(crate) const TRIM_AFTER: Duration = Duration::from_secs(10);
 /// UDP with traffic both ways: RFC 4787 REQ-5 asks for at least 2 min.
 pub(crate) const UDP_IDLE: Duration = Duration::from_secs(180);
 /// UDP that was never answered.

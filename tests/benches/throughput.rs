@@ -1,3 +1,376 @@
-//! The benchmark.
+//! The benchmark: what tunneld costs beside the kernel's own path.
+//!
+//! Every figure is the median of seven pairs, tunneld and kernel in turn over
+//! the same veth, so that what else the machine does falls on both. `cargo
+//! bench -p tests --bench throughput [WORD…]` runs the rows whose name holds
+//! one of the words; needs root.
 
-fn main() {}
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::endpoints::tcp::one_byte_and_close;
+use tests::endpoints::{TcpServer, UdpServer};
+use tests::lab::exec::{Executing, built_tunneld};
+use tests::lab::process::Cost;
+use tests::lab::{Lab, Outcome, Running, Way, plan, process};
+
+/// Pairs behind every median.
+const PAIRS: usize = 7;
+
+/// One row of the table.
+struct Row {
+    name: &'static str,
+    unit: &'static str,
+    /// One reading by one way.
+    read: fn(&Bench, Way) -> Result<Reading>,
+}
+
+/// A figure, and tunneld's processor seconds for each GB (1e9 bytes) it carried.
+#[derive(Clone, Copy)]
+struct Reading {
+    value: f64,
+    seconds_per_gb: Option<f64>,
+}
+
+impl From<f64> for Reading {
+    fn from(value: f64) -> Self {
+        Self {
+            value,
+            seconds_per_gb: None,
+        }
+    }
+}
+
+const ROWS: [Row; 11] = [
+    Row {
+        name: "TCP up, IPv4",
+        unit: "Gbit/s",
+        read: |bench, way| bench.tcp(way, "203.0.113.1", false),
+    },
+    Row {
+        name: "TCP down, IPv4",
+        unit: "Gbit/s",
+        read: |bench, way| bench.tcp(way, "203.0.113.1", true),
+    },
+    Row {
+        name: "TCP up, IPv6",
+        unit: "Gbit/s",
+        read: |bench, way| bench.tcp(way, "2001:db8:f1::1", false),
+    },
+    Row {
+        name: "TCP down, IPv6",
+        unit: "Gbit/s",
+        read: |bench, way| bench.tcp(way, "2001:db8:f1::1", true),
+    },
+    Row {
+        name: "connect + 1 byte, p50",
+        unit: "µs",
+        read: |bench, way| bench.latency(way, "p50"),
+    },
+    Row {
+        name: "connect + 1 byte, p99",
+        unit: "µs",
+        read: |bench, way| bench.latency(way, "p99"),
+    },
+    Row {
+        name: "new flows a second, 64 at once",
+        unit: "1/s",
+        read: |bench, way| bench.rate(way, 0),
+    },
+    Row {
+        name: "the same after 100,000 flows",
+        unit: "1/s",
+        read: |bench, way| bench.rate(way, 100_000),
+    },
+    Row {
+        name: "UDP, 64 B",
+        unit: "packets/s",
+        read: |bench, way| bench.udp(way, 64),
+    },
+    Row {
+        name: "UDP, 1,400 B",
+        unit: "packets/s",
+        read: |bench, way| bench.udp(way, 1_400),
+    },
+    Row {
+        name: "UDP echo of 1 datagram, p50 of 20,000",
+        unit: "µs",
+        read: Bench::udp_echo,
+    },
+];
+
+struct Bench {
+    lab: Lab,
+    _iperf: Running,
+    short: TcpServer,
+    sink: UdpServer,
+    echo: UdpServer,
+    held: TcpServer,
+}
+
+fn main() -> Result<()> {
+    // Cargo adds --bench; a test runner that only lists has nothing to find here.
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with("--"))
+        .collect();
+    if std::env::args().any(|word| word == "--list") {
+        return Ok(());
+    }
+    if !tests::lab::is_root() {
+        tests::lab::skipped("throughput", "needs root");
+        return Ok(());
+    }
+    println!("tunneld: {}\n", built_tunneld()?.display());
+    let bench = Bench::new()?;
+    let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(&**word));
+
+    println!("| median of {PAIRS} pairs | kernel | tunneld | ratio | CPU s/GB |");
+    println!("| --- | --- | --- | --- | --- |");
+    for row in ROWS.iter().filter(|row| wanted(row.name)) {
+        bench.pairs(row)?;
+    }
+    if wanted("idle") {
+        println!("\n| at rest | |\n| --- | --- |");
+        bench.idle()?;
+    }
+    Ok(())
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let lab = Lab::new()?;
+        let iperf = lab
+            .server
+            .command("iperf3")
+            .args(["-s"])
+            .limit(Duration::MAX / 4)
+            .spawn()?;
+        iperf.wait_for("listening")?;
+        let short = TcpServer::start_inline(&lab.server, 0, one_byte_and_close)?;
+        let sink = UdpServer::sink(&lab.server, plan::GOOD4, 0)?;
+        let echo = UdpServer::echo(&lab.server, plan::GOOD4, 0)?;
+        let held = TcpServer::hold(&lab.server, 0)?;
+        Ok(Self {
+            lab,
+            _iperf: iperf,
+            short,
+            sink,
+            echo,
+            held,
+        })
+    }
+
+    fn pairs(&self, row: &Row) -> Result<()> {
+        let mut kernel = Vec::new();
+        let mut tunneld = Vec::new();
+        let mut seconds = Vec::new();
+        for _ in 0..PAIRS {
+            kernel.push((row.read)(self, Way::Kernel)?.value);
+            let reading = (row.read)(self, Way::Tunneld)?;
+            tunneld.push(reading.value);
+            seconds.extend(reading.seconds_per_gb);
+        }
+        let (kernel, tunneld) = (median(kernel), median(tunneld));
+        let seconds = if seconds.is_empty() {
+            "-".to_owned()
+        } else {
+            format!("{:.2}", median(seconds))
+        };
+        println!(
+            "| {} | {} {} | {} | {:.2} | {seconds} |",
+            row.name,
+            short(kernel),
+            row.unit,
+            short(tunneld),
+            tunneld / kernel,
+        );
+        Ok(())
+    }
+
+    fn probe(&self, way: Way, words: &[String]) -> Result<Value> {
+        self.lab
+            .exec("probe")
+            .way(way)
+            .args(words)
+            .run()?
+            .success()?
+            .json()
+    }
+
+    /// One flow of two seconds, after half a second that is not counted.
+    fn tcp(&self, way: Way, to: &str, down: bool) -> Result<Reading> {
+        let mut args = vec!["-c", to, "-J", "-t", "2", "-O", "0.5"];
+        args.extend(down.then_some("-R"));
+        let run = self.lab.exec("iperf3").way(way).args(args).spawn()?;
+        let (outcome, cost) = outcome_and_cost(run)?;
+        let report = outcome.json()?;
+        let received = &report["end"]["sum_received"];
+        let value = received["bits_per_second"]
+            .as_f64()
+            .with_context(|| report.to_string())?
+            / 1e9;
+        // All bytes, also those of the half second: the processor time is of both.
+        let bytes: f64 = report["intervals"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|interval| interval["sum"]["bytes"].as_f64())
+            .sum();
+        let seconds_per_gb =
+            (way == Way::Tunneld && bytes > 0.0).then(|| cost.cpu_seconds / (bytes / 1e9));
+        Ok(Reading {
+            value,
+            seconds_per_gb,
+        })
+    }
+
+    fn latency(&self, way: Way, which: &str) -> Result<Reading> {
+        let words = [
+            "latency",
+            "203.0.113.1",
+            &self.short.port().to_string(),
+            "2000",
+        ];
+        let seen = self.probe(way, &words.map(str::to_owned))?;
+        Ok(seen[which]
+            .as_f64()
+            .with_context(|| seen.to_string())?
+            .into())
+    }
+
+    /// `before` flows first, in the same run.
+    fn rate(&self, way: Way, before: u64) -> Result<Reading> {
+        let one = |count: u64| {
+            format!(
+                "\"$PROBE\" rate 203.0.113.1 {} {count} 64",
+                self.short.port()
+            )
+        };
+        let script = if before == 0 {
+            one(5_000)
+        } else {
+            format!("{}; {}", one(before), one(5_000))
+        };
+        let seen = self
+            .lab
+            .exec("sh")
+            .way(way)
+            .args(["-c", &script])
+            .limit(Duration::from_secs(300))
+            .run()?
+            .success()?;
+        let last: Value = serde_json::from_str(seen.stdout().lines().last().unwrap_or(""))?;
+        ensure!(last["failed"] == 0, "{seen:#?}");
+        Ok(last["per_second"].as_f64().context("per_second")?.into())
+    }
+
+    /// Datagrams that arrive in two seconds of sending as fast as can be.
+    fn udp(&self, way: Way, size: u64) -> Result<Reading> {
+        let before = self.sink.received();
+        let words = [
+            "udp-flood",
+            "203.0.113.1",
+            &self.sink.port().to_string(),
+            &size.to_string(),
+            "2",
+        ];
+        let seen = self.probe(way, &words.map(str::to_owned))?;
+        thread::sleep(Duration::from_millis(200));
+        let seconds = seen["seconds"].as_f64().context("seconds")?;
+        Ok(((self.sink.received() - before) as f64 / seconds).into())
+    }
+
+    fn udp_echo(&self, way: Way) -> Result<Reading> {
+        let words = [
+            "udp-latency",
+            "203.0.113.1",
+            &self.echo.port().to_string(),
+            "20000",
+        ];
+        let seen = self.probe(way, &words.map(str::to_owned))?;
+        Ok(seen["p50"]
+            .as_f64()
+            .with_context(|| seen.to_string())?
+            .into())
+    }
+
+    /// What 9,900 flows with nothing to do cost.
+    fn idle(&self) -> Result<()> {
+        const FLOWS: u64 = 9_900;
+        let empty = self
+            .lab
+            .exec("sh")
+            .way(Way::Tunneld)
+            .args(["-c", "echo up; sleep 60"])
+            .spawn()?;
+        empty.running.wait_for("up")?;
+        let base = process::cost(&empty.tunneld_pids());
+        println!(
+            "| tunneld without a flow | {:.1} MiB |",
+            base.rss_kib as f64 / 1024.0
+        );
+        println!(
+            "| wake-ups a second without a flow | {:.1} |",
+            wakeups(&empty)
+        );
+        drop(empty);
+
+        let run = self
+            .lab
+            .exec("probe")
+            .way(Way::Tunneld)
+            .args(["idle", "203.0.113.1"])
+            .args([u64::from(self.held.port()), FLOWS, 60])
+            .limit(Duration::from_secs(120))
+            .spawn()?;
+        run.running.wait_for("open")?;
+        // Past the flows' own timers of the start.
+        thread::sleep(Duration::from_secs(2));
+        let full = process::cost(&run.tunneld_pids());
+        let each = full.rss_kib.saturating_sub(base.rss_kib) as f64 / FLOWS as f64;
+        println!("| {FLOWS} idle flows, each | {each:.1} KiB |");
+        println!("| wake-ups a second with them | {:.1} |", wakeups(&run));
+        Ok(())
+    }
+}
+
+/// Waits for a run and tells what tunneld had cost by its end.
+fn outcome_and_cost(mut run: Executing) -> Result<(Outcome, Cost)> {
+    // The processes are gone with the run: the last reading before its end is the cost.
+    let mut cost = Cost::default();
+    while !run.running.ended()? {
+        let pids = run.tunneld_pids();
+        let now = process::cost(&pids);
+        if now.cpu_seconds >= cost.cpu_seconds {
+            cost = now;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    Ok((run.wait()?.success()?, cost))
+}
+
+fn wakeups(run: &Executing) -> f64 {
+    const SECONDS: u64 = 5;
+    let before = process::cost(&run.tunneld_pids()).wakeups;
+    thread::sleep(Duration::from_secs(SECONDS));
+    let after = process::cost(&run.tunneld_pids()).wakeups;
+    after.saturating_sub(before) as f64 / SECONDS as f64
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Three figures that matter.
+fn short(value: f64) -> String {
+    match value {
+        100_000.0.. => format!("{:.0}k", value / 1e3),
+        100.0.. => format!("{value:.0}"),
+        10.0.. => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}

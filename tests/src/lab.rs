@@ -53,6 +53,8 @@ impl Lab {
             // The void's packets pass through.
             server.sysctl(&format!("net/{family}/conf/all/forwarding"), "1")?;
         }
+        host.settle(&[plan::HOST6, plan::HOST6_SECOND])?;
+        server.settle(&[plan::NEAR6, plan::GOOD6, plan::GOOD6_SECOND])?;
         Ok(Self {
             host,
             server,

@@ -423,6 +423,10 @@ impl<D: Device> Driver<D> {
                     self.sockets.unbind(mapping);
                     None
                 }
+                Output::Trim(rings) => {
+                    self.trim(rings);
+                    None
+                }
                 Output::Release(rings) => {
                     self.give_back(rings);
                     None
@@ -474,6 +478,14 @@ impl<D: Device> Driver<D> {
         let rings::Rings { id, to_far, to_app } = self.rings.take().ok()?;
         let number = self.receipts.insert(id) as u32;
         Some(Rings { id: RingId(number), to_far, to_app })
+    }
+
+    #[allow(unsafe_code)]
+    fn trim(&mut self, rings: RingId) {
+        if let Some(receipt) = self.receipts.get(rings.0 as usize) {
+            // SAFETY: the engine says that both rings are empty, and lends none of them now.
+            unsafe { self.rings.trim(receipt) }
+        }
     }
 
     #[allow(unsafe_code)]

@@ -138,11 +138,12 @@ impl Engine {
         if matches!(stream.far, Far::Failed(..)) {
             return None;
         }
-        let sent = &mut flow.sent;
+        let (sent, moved) = (&mut flow.sent, &mut stream.moved);
         flow.active = now;
         stream.endpoint.app_data(|data| {
             let (taken, result) = take(data);
             *sent += taken as u64;
+            *moved = moved.saturating_add(taken);
             (taken, result)
         })
     }
@@ -160,11 +161,12 @@ impl Engine {
         if stream.far != Far::Open {
             return None;
         }
-        let received = &mut flow.received;
+        let (received, moved) = (&mut flow.received, &mut stream.moved);
         flow.active = now;
         stream.endpoint.room(|room| {
             let (filled, result) = fill(room);
             *received += filled as u64;
+            *moved = moved.saturating_add(filled);
             (filled, result)
         })
     }

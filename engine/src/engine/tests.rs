@@ -527,6 +527,27 @@ fn timers_say_when_and_nothing_wakes_without_flows() {
     assert_eq!(bench.engine.flows(), 0);
 }
 
+#[test]
+fn an_idle_connection_gives_its_memory_back_once() {
+    let mut bench = Bench::new(config());
+    let (id, next) = open(&mut bench, false);
+    let trims = |bench: &Bench| {
+        bench.outputs.iter().filter(|o| matches!(o, Output::Trim(RingId(1)))).count()
+    };
+    write(&mut bench, id, &[7; 8000]);
+    bench.wait(Duration::from_secs(11));
+    assert_eq!(trims(&bench), 0, "the app has not acknowledged: the ring is not empty");
+    write(&mut bench, id, b"x");
+    bench.packet(&tcp(false, ACK, 1001, next + 8001, b""));
+    write(&mut bench, id, &[7; 8000]);
+    bench.packet(&tcp(false, ACK, 1001, next + 16001, b""));
+    bench.wait(Duration::from_secs(11));
+    bench.wait(Duration::from_secs(60));
+    assert_eq!(trims(&bench), 1);
+    let (at, _) = bench.engine.poll_timeout().expect("the idle timer");
+    assert!(at.since(bench.now) > Duration::from_secs(3600), "no wake-up until then");
+}
+
 fn total(counters: &Counters) -> u64 {
     counters.to_app
         + counters.to_egress

@@ -29,6 +29,8 @@ pub(crate) struct Stream {
     done_since: Option<Instant>,
     /// When the endpoint's own timers want to run.
     pub(crate) stack_at: Option<Instant>,
+    /// Bytes that went through the rings since they were last trimmed.
+    pub(crate) moved: usize,
 }
 
 /// Where the far side's half stands.
@@ -70,6 +72,7 @@ impl Stream {
             ended_by: None,
             done_since: None,
             stack_at: None,
+            moved: 0,
         }
     }
 
@@ -129,6 +132,13 @@ impl Stream {
     /// passed the last ACK is out.
     pub(crate) fn may_flush(&self, now: Instant) -> bool {
         self.done_since.is_none_or(|since| now.since(since) < Duration::from_secs(5))
+    }
+
+    /// Whether the rings hold memory for nothing: they are empty and used more than the page
+    /// that each keeps anyway.
+    pub(crate) fn is_worth_a_trim(&self) -> bool {
+        const PAGE: usize = 4096;
+        self.moved > PAGE && self.endpoint.unread() == 0 && self.endpoint.unacknowledged() == 0
     }
 
     /// How long the connection may be silent.

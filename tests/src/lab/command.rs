@@ -24,6 +24,9 @@ use super::netns::{self, Netns};
 /// The uid and gid of a user without any right ("nobody").
 pub const NOBODY: u32 = 65534;
 
+/// What login(1) gives a user for PATH, and root's directories.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// Where [`Who::Nobody`] finds the staged binaries. It is empty on a Debian
 /// host, and covered in the child's own mount namespace only.
 const STAGE: &str = "/srv";
@@ -180,7 +183,8 @@ impl Program {
             .stderr(Stdio::piped())
             .process_group(0);
         if self.who == Who::Nobody {
-            command.current_dir("/").env("HOME", "/");
+            // The caller's own directories are closed to it.
+            command.current_dir("/").env("HOME", "/").env("PATH", PATH);
         }
         let preparation = Preparation {
             netns: self.netns.raw_fd(),

@@ -7,9 +7,11 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -100,6 +102,27 @@ impl Netns {
     /// Runs lines of `ip -batch`.
     pub fn ip(&self, lines: &str) -> Result<()> {
         self.feed("ip", &["-batch", "-"], lines)
+    }
+
+    /// Waits until the kernel takes packets for these IPv6 addresses: it adds an
+    /// address's local route on a work queue, after the address is there.
+    pub(crate) fn settle(&self, addresses: &[IpAddr]) -> Result<()> {
+        let limit = Instant::now() + Duration::from_secs(5);
+        loop {
+            let table = self.output("ip", &["-6", "route", "show", "table", "local"])?;
+            let missing = addresses
+                .iter()
+                .find(|address| !table.contains(&format!("local {address} ")));
+            let Some(missing) = missing else {
+                return Ok(());
+            };
+            ensure!(
+                Instant::now() < limit,
+                "`{}` never took {missing}:\n{table}",
+                self.name
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn feed(&self, program: &str, args: &[&str], input: &str) -> Result<()> {

@@ -122,6 +122,22 @@ pub(crate) fn echo(to: SocketAddr, count: u64, size: usize) -> Result<Value> {
     Ok(json!({"answered": answered, "wrong": wrong, "errno": null}))
 }
 
+/// How long `count` datagrams took to come back, one after the other.
+pub(crate) fn latency(to: SocketAddr, count: usize) -> Result<Value> {
+    let socket = socket_for(to)?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let mut micros = Vec::with_capacity(count);
+    for _ in 0..count {
+        let started = Instant::now();
+        socket.send(&[0; 64])?;
+        socket.recv(&mut [0; 64])?;
+        micros.push(started.elapsed().as_nanos() as f64 / 1e3);
+    }
+    micros.sort_by(f64::total_cmp);
+    Ok(json!({"p50": micros[count / 2], "p99": micros[count * 99 / 100]}))
+}
+
 /// One send of `count` datagrams of `size` bytes by UDP_SEGMENT; each must come
 /// back as a datagram of its own.
 pub(crate) fn segments(to: SocketAddr, count: usize, size: usize) -> Result<Value> {

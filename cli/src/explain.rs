@@ -1,0 +1,281 @@
+//! `tunneld explain`: what a policy would do with a flow, and why.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use engine::Protocol;
+use engine::policy::{
+    AssumedSource, Decision, Explanation, Hypothesis, Outcome, Policy, RuleTried, Verdict,
+};
+use serde_json::{Value, json};
+
+use crate::error::{Refusal, code};
+use crate::policy_files;
+
+/// Shows what a policy would do with a flow: the way out, every rule tried and why it
+/// matches or not, the verdict, and the error that the app would get. No packet is sent.
+///
+/// Exit: 0 allowed, 1 blocked or dropped, 2 wrong usage, 3 the daemon does not run.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// tcp, udp or icmp
+    #[arg(value_name = "PROTO", value_parser = protocol)]
+    protocol: Protocol,
+    /// The address the flow would leave this host with, or `any`
+    #[arg(value_name = "SRC", value_parser = source)]
+    source: AssumedSource,
+    /// Where it goes; an IPv6 address with a port stands in brackets
+    #[arg(value_name = "DST[:PORT]", value_parser = destination)]
+    destination: Destination,
+    /// The flow is forwarded for this client
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    client: Option<IpAddr>,
+    /// The flow belongs to this user, a name or a uid
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// The flow belongs to this program
+    #[arg(long, value_name = "PATH")]
+    app: Option<PathBuf>,
+    /// A policy file, or a directory of *.policy files; may be given more than once
+    #[arg(long, value_name = "PATH")]
+    policy: Vec<PathBuf>,
+}
+
+/// A destination and its port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Destination {
+    address: IpAddr,
+    port: Option<u16>,
+}
+
+/// Runs the verb and gives its exit code.
+///
+/// # Errors
+/// There is no such flow, or no policy to ask.
+pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
+    if args.app.is_some() {
+        return Err(Refusal::new(code::USAGE, "`--app`: not in this version").into());
+    }
+    if args.policy.is_empty() {
+        return Err(Refusal::new(code::NO_DAEMON, "explain: daemon not running")
+            .help("`--policy PATH` explains a policy without the daemon")
+            .into());
+    }
+    let uid = args.user.as_deref().map(uid).transpose()?;
+    let flow = Hypothesis {
+        protocol: args.protocol,
+        source: args.source,
+        destination: args.destination.address,
+        port: args.destination.port,
+        client: args.client,
+        uid,
+    };
+    flow.check().map_err(|error| Refusal::new(code::USAGE, format!("explain: {error}")))?;
+    let policy = policy_files::load(&args.policy, code::FINDING)?;
+    let told = match policy.explain(&flow) {
+        Ok(told) => told,
+        Err(dependence) => {
+            let said = |(address, decision): (IpAddr, Decision)| {
+                format!("{} from {address} by {}", decision.verdict, policy.rule_name(decision.rule))
+            };
+            let (one, other) = (said(dependence.one), said(dependence.other));
+            let what = format!("explain: the verdict depends on the source: {one}, {other}");
+            return Err(Refusal::new(code::FINDING, what).help("give an address as SRC").into());
+        }
+    };
+    if json {
+        println!("{}", object(&flow, &told));
+    } else {
+        print!("{}", text(&flow, &told, &policy));
+    }
+    Ok(match told.verdict {
+        Verdict::Allow => code::DONE,
+        Verdict::Block | Verdict::Drop => code::FINDING,
+    })
+}
+
+fn object(flow: &Hypothesis, told: &Explanation) -> Value {
+    let tried = |rule: &RuleTried| {
+        let clauses = rule.clauses.iter();
+        let clauses = clauses.map(|c| json!({ "text": c.text, "outcome": c.outcome.as_str() }));
+        json!({
+            "rule": rule.name, "file": rule.file, "line": rule.line, "text": rule.text,
+            "matched": rule.matched, "clauses": clauses.collect::<Value>(),
+        })
+    };
+    json!({
+        "event": "explain",
+        "protocol": flow.protocol.to_string(),
+        "client": flow.client,
+        "source": address_of(flow),
+        "destination": socket(flow),
+        "uid": flow.uid,
+        "routes": told.routes.iter().map(tried).collect::<Value>(),
+        "via": told.via,
+        "rules": told.rules.iter().map(tried).collect::<Value>(),
+        "verdict": told.verdict.as_str(),
+        "rule": told.rule,
+        "errno": told.error.and_then(|error| error.errno),
+        "answer": told.error.map(|error| error.how),
+    })
+}
+
+/// The same, to be read, in 80 columns.
+fn text(flow: &Hypothesis, told: &Explanation, policy: &Policy) -> String {
+    let mut out = String::new();
+    let mut line = |label: &str, value: &str| {
+        out.push_str(&clipped(&format!("{label:<12}{value}")));
+        out.push('\n');
+    };
+    line("flow", &format!("{} to {}", flow.protocol, socket(flow)));
+    if let Some(client) = flow.client {
+        line("client", &client.to_string());
+    }
+    if let Some(uid) = flow.uid {
+        line("uid", &uid.to_string());
+    }
+    for route in &told.routes {
+        line(if route.matched { "route" } else { "not route" }, &heading(route));
+        why(route, &mut line);
+    }
+    line("way out", told.via);
+    line("source", &address_of(flow).map_or_else(|| "any".to_owned(), |a| a.to_string()));
+    for rule in &told.rules {
+        line(if rule.matched { "match" } else { "no match" }, &heading(rule));
+        why(rule, &mut line);
+    }
+    let rules = policy.summary().rules;
+    if told.rules.iter().all(|rule| !rule.matched) {
+        let tried = format!("no rule matches ({rules} tried)");
+        line("default", &tried);
+    }
+    line("verdict", &format!("{} by {}", told.verdict, told.rule));
+    match told.error {
+        None => line("app", "connects, as far as the policy is concerned"),
+        Some(error) => {
+            line("app", error.errno.unwrap_or("no error"));
+            line("", error.how);
+        }
+    }
+    out
+}
+
+/// `FILE:LINE` and the rule.
+fn heading(rule: &RuleTried) -> String {
+    format!("{}:{} {}", rule.file, rule.line, rule.text)
+}
+
+/// What kept a rule from matching.
+fn why(rule: &RuleTried, line: &mut impl FnMut(&str, &str)) {
+    for clause in &rule.clauses {
+        match clause.outcome {
+            Outcome::Holds => {}
+            Outcome::Fails => line("", &format!("does not hold: {}", clause.text)),
+            Outcome::Unknown => line("", &format!("not known:     {}", clause.text)),
+        }
+    }
+}
+
+/// Cut at 80 columns: a rule may be as long as its author liked.
+fn clipped(line: &str) -> String {
+    const COLUMNS: usize = 80;
+    match line.char_indices().nth(COLUMNS) {
+        None => line.trim_end().to_owned(),
+        Some(_) => line.chars().take(COLUMNS - 1).chain(std::iter::once('…')).collect(),
+    }
+}
+
+/// The source, where it is given.
+fn address_of(flow: &Hypothesis) -> Option<IpAddr> {
+    match flow.source {
+        AssumedSource::Any => flow.client,
+        AssumedSource::Address(address) => Some(address),
+    }
+}
+
+fn socket(flow: &Hypothesis) -> String {
+    match (flow.port, flow.destination) {
+        (None, address) => address.to_string(),
+        (Some(port), address) => std::net::SocketAddr::new(address, port).to_string(),
+    }
+}
+
+fn uid(user: &str) -> anyhow::Result<u32> {
+    if let Ok(uid) = user.parse() {
+        return Ok(uid);
+    }
+    policy_files::uid(user).ok_or_else(|| {
+        Refusal::new(code::USAGE, format!("--user: this host has no user `{user}`")).into()
+    })
+}
+
+fn protocol(word: &str) -> Result<Protocol, String> {
+    match word {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        "icmp" => Ok(Protocol::Icmp),
+        _ => Err("tcp, udp or icmp".to_owned()),
+    }
+}
+
+fn address(word: &str) -> Result<IpAddr, String> {
+    let bare = word.strip_prefix('[').and_then(|word| word.strip_suffix(']')).unwrap_or(word);
+    match bare.parse::<IpAddr>() {
+        Ok(address) => Ok(address.to_canonical()),
+        Err(_) if word.bytes().any(|b| b.is_ascii_alphabetic()) && !word.contains(':') => {
+            Err("a name: not in this version; give an address".to_owned())
+        }
+        Err(_) => Err("not an IP address".to_owned()),
+    }
+}
+
+fn source(word: &str) -> Result<AssumedSource, String> {
+    if word == "any" { Ok(AssumedSource::Any) } else { address(word).map(AssumedSource::Address) }
+}
+
+fn destination(word: &str) -> Result<Destination, String> {
+    if let Ok(address) = address(word) {
+        return Ok(Destination { address, port: None });
+    }
+    let (host, port) = word.rsplit_once(':').ok_or_else(|| address(word).unwrap_err())?;
+    let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
+    if host.contains(':') && !host.starts_with('[') {
+        return Err(format!("an IPv6 address with a port stands in brackets: [{host}]:{port}"));
+    }
+    address(host).map(|address| Destination { address, port: Some(port) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations() {
+        for (word, want) in [
+            ("192.0.2.1", Some(("192.0.2.1", None))),
+            ("192.0.2.1:443", Some(("192.0.2.1", Some(443)))),
+            ("2001:db8::1", Some(("2001:db8::1", None))),
+            ("[2001:db8::1]", Some(("2001:db8::1", None))),
+            ("[2001:db8::1]:443", Some(("2001:db8::1", Some(443)))),
+            ("::ffff:192.0.2.1", Some(("192.0.2.1", None))),
+            ("192.0.2.1:65536", None),
+            ("192.0.2.1:", None),
+            ("2001:db8:0:0:0:0:0:1:443", None),
+            ("www.example.com:443", None),
+            ("", None),
+            (":", None),
+        ] {
+            let want = want.map(|(address, port): (&str, _)| {
+                Destination { address: address.parse().expect("address"), port }
+            });
+            assert_eq!(destination(word).ok(), want, "{word}");
+        }
+    }
+
+    #[test]
+    fn long_rules_are_cut() {
+        assert_eq!(clipped("short  "), "short");
+        assert_eq!(clipped(&"é".repeat(200)).chars().count(), 80);
+    }
+}
