@@ -3,17 +3,16 @@
 //!
 //! ```text
 //! sandbox_probe [OPTION…] -- CMD…    CMD in a sandbox, with a stub behind the TUN
-//! sandbox_probe ask ADDR:PORT        sends a datagram, prints who answered
+//! sandbox_probe ask ADDR:PORT [SIZE] sends a datagram, prints who answered
 //! sandbox_probe tell ADDR:PORT       sends a datagram
-//! sandbox_probe state                the signals blocked and ignored, open descriptors, cwd, umask
 //! ```
 //!
-//! The stub logs every packet, answers a UDP datagram to port 53 with itself, and a SYN with
-//! a reset. Options: `--log FILE` (the packets, then how CMD ended; `-` is standard error), `--queues N`, `--plain`,
+//! The stub logs every packet, answers a UDP datagram to port 53 with itself (in fragments, if
+//! it came so), and a SYN with a reset. Options: `--log FILE` (the packets, then how CMD ended; `-` is standard error), `--queues N`, `--plain`,
 //! `--no-ipv6`, `--keep-sockets`, `--resolv TEXT`, `--hold` (ends before CMD is started).
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -28,11 +27,11 @@ use rustix::event::{PollFd, PollFlags};
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     let words: Vec<String> =
-        std::env::args().skip(1).take(2).collect();
+        std::env::args_os().skip(1).take(3).filter_map(|word| word.into_string().ok()).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["ask", to] => ask(to),
+        ["ask", to] => ask(to, 8),
+        ["ask", to, size] => ask(to, size.parse().expect("a number")),
         ["tell", to] => tell(to),
-        ["state"] => state(),
         _ => return run(&mut args),
     }
     ExitCode::SUCCESS
@@ -140,7 +139,8 @@ fn stub(queue: &OwnedFd, header: usize, log: &Mutex<Box<dyn Write + Send>>) {
 fn answer(packet: &mut [u8]) -> bool {
     let [0x45, ..] = packet else { return false };
     let protocol = packet[9];
-    let to_dns = packet[22..24] == 53_u16.to_be_bytes();
+    let later_fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
+    let to_dns = later_fragment || packet[22..24] == 53_u16.to_be_bytes();
     let syn = protocol == 6 && packet[33] & 0x12 == 0x02;
     if !(protocol == 17 && to_dns) && !syn {
         return false;
@@ -148,6 +148,9 @@ fn answer(packet: &mut [u8]) -> bool {
     // The sum over the header is the same in any order.
     for i in 0..4 {
         packet.swap(12 + i, 16 + i);
+    }
+    if later_fragment {
+        return true;
     }
     packet.swap(20, 22);
     packet.swap(21, 23);
@@ -197,13 +200,13 @@ fn describe(packet: &[u8]) -> String {
     }
 }
 
-fn ask(to: &str) {
+fn ask(to: &str, size: usize) {
     let socket = socket_for(to);
     socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-    socket.send_to(b"question", to).expect("to send");
-    let mut buffer = [0; 100];
+    socket.send_to(&vec![b'?'; size], to).expect("to send");
+    let mut buffer = [0; 10_000];
     let (length, from) = socket.recv_from(&mut buffer).expect("an answer");
-    println!("{} from {from}", String::from_utf8_lossy(&buffer[..length]));
+    println!("{length} bytes from {from}");
 }
 
 fn tell(to: &str) {
@@ -213,23 +216,4 @@ fn tell(to: &str) {
 fn socket_for(to: &str) -> UdpSocket {
     let to: SocketAddr = to.parse().expect("ADDR:PORT");
     UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).expect("a socket")
-}
-
-fn state() {
-    let status = fs::read_to_string("/proc/self/status").expect("/proc");
-    for line in status.lines() {
-        let wanted = ["SigBlk:", "SigIgn:", "CapEff:", "CapPrm:", "CapInh:", "CapAmb:", "Umask:", "NoNewPrivs:"];
-        if wanted.iter().any(|name| line.starts_with(name)) {
-            println!("{}", line.replace('\t', " "));
-        }
-    }
-    let mut open: Vec<String> = fs::read_dir("/proc/self/fd")
-        .expect("/proc")
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|fd| fs::read_link(format!("/proc/self/fd/{fd}")).is_ok_and(|to| !to.starts_with("/proc")))
-        .collect();
-    open.sort();
-    println!("Open: {}", open.join(" "));
-    println!("Cwd: {}", std::env::current_dir().expect("a directory").display());
-    println!("Ids: {} {}", rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
 }

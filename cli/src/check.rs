@@ -32,7 +32,9 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
     let loaded = if args.syntax {
         files.check_syntax().map(|()| (None, Vec::new()))
     } else {
-        files.load().map(|(policy, warnings)| (Some(policy.summary()), warnings))
+        files
+            .load()
+            .map(|(policy, warnings)| (Some(policy.summary()), warnings))
     };
     let (valid, summary, found) = match loaded {
         Ok((summary, found)) => (true, summary, found),
@@ -43,7 +45,12 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
         for diagnostic in &found {
             println!("{}", diagnostics::object(diagnostic, &files));
         }
-        let of = |severity: &str| found.iter().filter(|d| d.severity.as_str() == severity).count();
+        let of = |severity: &str| {
+            found
+                .iter()
+                .filter(|d| d.severity.as_str() == severity)
+                .count()
+        };
         println!(
             "{}",
             json!({
@@ -61,7 +68,11 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
         let in_files = count(files.count(), "file");
         match summary {
             Some(s) => {
-                let warnings = if found.is_empty() { String::new() } else { format!(", {counted}") };
+                let warnings = if found.is_empty() {
+                    String::new()
+                } else {
+                    format!(", {counted}")
+                };
                 println!(
                     "valid: {in_files}, {}, {}, {} passed{warnings}",
                     count(s.rules + s.routes, "rule"),

@@ -71,17 +71,24 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
         client: args.client,
         uid,
     };
-    flow.check().map_err(|error| Refusal::new(code::USAGE, format!("explain: {error}")))?;
+    flow.check()
+        .map_err(|error| Refusal::new(code::USAGE, format!("explain: {error}")))?;
     let policy = policy_files::load(&args.policy, code::FINDING)?;
     let told = match policy.explain(&flow) {
         Ok(told) => told,
         Err(dependence) => {
             let said = |(address, decision): (IpAddr, Decision)| {
-                format!("{} from {address} by {}", decision.verdict, policy.rule_name(decision.rule))
+                format!(
+                    "{} from {address} by {}",
+                    decision.verdict,
+                    policy.rule_name(decision.rule)
+                )
             };
             let (one, other) = (said(dependence.one), said(dependence.other));
             let what = format!("explain: the verdict depends on the source: {one}, {other}");
-            return Err(Refusal::new(code::FINDING, what).help("give an address as SRC").into());
+            return Err(Refusal::new(code::FINDING, what)
+                .help("give an address as SRC")
+                .into());
         }
     };
     if json {
@@ -136,13 +143,22 @@ fn text(flow: &Hypothesis, told: &Explanation, policy: &Policy) -> String {
         line("uid", &uid.to_string());
     }
     for route in &told.routes {
-        line(if route.matched { "route" } else { "not route" }, &heading(route));
+        line(
+            if route.matched { "route" } else { "not route" },
+            &heading(route),
+        );
         why(route, &mut line);
     }
     line("way out", told.via);
-    line("source", &address_of(flow).map_or_else(|| "any".to_owned(), |a| a.to_string()));
+    line(
+        "source",
+        &address_of(flow).map_or_else(|| "any".to_owned(), |a| a.to_string()),
+    );
     for rule in &told.rules {
-        line(if rule.matched { "match" } else { "no match" }, &heading(rule));
+        line(
+            if rule.matched { "match" } else { "no match" },
+            &heading(rule),
+        );
         why(rule, &mut line);
     }
     let rules = policy.summary().rules;
@@ -152,7 +168,7 @@ fn text(flow: &Hypothesis, told: &Explanation, policy: &Policy) -> String {
     }
     line("verdict", &format!("{} by {}", told.verdict, told.rule));
     match told.error {
-        None => line("app", "connects, as far as the policy is concerned"),
+        None => line("app", "gets no error from the policy"),
         Some(error) => {
             line("app", error.errno.unwrap_or("no error"));
             line("", error.how);
@@ -182,7 +198,11 @@ fn clipped(line: &str) -> String {
     const COLUMNS: usize = 80;
     match line.char_indices().nth(COLUMNS) {
         None => line.trim_end().to_owned(),
-        Some(_) => line.chars().take(COLUMNS - 1).chain(std::iter::once('…')).collect(),
+        Some(_) => line
+            .chars()
+            .take(COLUMNS - 1)
+            .chain(std::iter::once('…'))
+            .collect(),
     }
 }
 
@@ -206,7 +226,11 @@ fn uid(user: &str) -> anyhow::Result<u32> {
         return Ok(uid);
     }
     policy_files::uid(user).ok_or_else(|| {
-        Refusal::new(code::USAGE, format!("--user: this host has no user `{user}`")).into()
+        Refusal::new(
+            code::USAGE,
+            format!("--user: this host has no user `{user}`"),
+        )
+        .into()
     })
 }
 
@@ -220,7 +244,10 @@ fn protocol(word: &str) -> Result<Protocol, String> {
 }
 
 fn address(word: &str) -> Result<IpAddr, String> {
-    let bare = word.strip_prefix('[').and_then(|word| word.strip_suffix(']')).unwrap_or(word);
+    let bare = word
+        .strip_prefix('[')
+        .and_then(|word| word.strip_suffix(']'))
+        .unwrap_or(word);
     match bare.parse::<IpAddr>() {
         Ok(address) => Ok(address.to_canonical()),
         Err(_) if word.bytes().any(|b| b.is_ascii_alphabetic()) && !word.contains(':') => {
@@ -231,19 +258,35 @@ fn address(word: &str) -> Result<IpAddr, String> {
 }
 
 fn source(word: &str) -> Result<AssumedSource, String> {
-    if word == "any" { Ok(AssumedSource::Any) } else { address(word).map(AssumedSource::Address) }
+    if word == "any" {
+        Ok(AssumedSource::Any)
+    } else {
+        address(word).map(AssumedSource::Address)
+    }
 }
 
 fn destination(word: &str) -> Result<Destination, String> {
     if let Ok(address) = address(word) {
-        return Ok(Destination { address, port: None });
+        return Ok(Destination {
+            address,
+            port: None,
+        });
     }
-    let (host, port) = word.rsplit_once(':').ok_or_else(|| address(word).unwrap_err())?;
-    let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
+    let (host, port) = word
+        .rsplit_once(':')
+        .ok_or_else(|| address(word).unwrap_err())?;
+    let port = port
+        .parse()
+        .map_err(|_| format!("`{port}` is not a port"))?;
     if host.contains(':') && !host.starts_with('[') {
-        return Err(format!("an IPv6 address with a port stands in brackets: [{host}]:{port}"));
+        return Err(format!(
+            "an IPv6 address with a port stands in brackets: [{host}]:{port}"
+        ));
     }
-    address(host).map(|address| Destination { address, port: Some(port) })
+    address(host).map(|address| Destination {
+        address,
+        port: Some(port),
+    })
 }
 
 #[cfg(test)]
@@ -266,8 +309,9 @@ mod tests {
             ("", None),
             (":", None),
         ] {
-            let want = want.map(|(address, port): (&str, _)| {
-                Destination { address: address.parse().expect("address"), port }
+            let want = want.map(|(address, port): (&str, _)| Destination {
+                address: address.parse().expect("address"),
+                port,
             });
             assert_eq!(destination(word).ok(), want, "{word}");
         }

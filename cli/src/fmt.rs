@@ -43,7 +43,9 @@ pub(crate) fn run(args: &FmtArgs, json: bool) -> anyhow::Result<u8> {
         }
     }
     if json {
-        found.iter().for_each(|d| println!("{}", diagnostics::object(d, &files)));
+        found
+            .iter()
+            .for_each(|d| println!("{}", diagnostics::object(d, &files)));
     } else {
         diagnostics::print(&found, &files);
     }
@@ -55,7 +57,10 @@ pub(crate) fn run(args: &FmtArgs, json: bool) -> anyhow::Result<u8> {
         }
         if json {
             let shown = path.to_string_lossy();
-            println!("{}", json!({ "event": "fmt", "file": shown, "written": !args.check }));
+            println!(
+                "{}",
+                json!({ "event": "fmt", "file": shown, "written": !args.check })
+            );
         } else {
             println!("{}", path.display());
         }
@@ -111,7 +116,10 @@ mod tests {
         std::os::unix::fs::symlink("a.policy", &link).expect("link");
         replace(&link, "new").expect("replaced");
         assert_eq!(fs::read_to_string(&file).expect("file"), "new");
-        assert_eq!(fs::metadata(&file).expect("file").permissions().mode() & 0o777, 0o640);
+        assert_eq!(
+            fs::metadata(&file).expect("file").permissions().mode() & 0o777,
+            0o640
+        );
         assert!(fs::symlink_metadata(&link).expect("link").is_symlink());
         assert_eq!(fs::read_dir(&directory).expect("directory").count(), 2);
         fs::remove_dir_all(&directory).expect("temporary directory");

@@ -157,6 +157,65 @@ impl Users {
 mod tests {
     use super::*;
 
+    fn example() -> Report {
+        use engine::{DeviceName, Egress, Owner, Reason};
+        Report {
+            number: 1,
+            stage: Stage::Closed,
+            protocol: Protocol::Tcp,
+            client: "198.18.0.1:42568".parse().expect("address"),
+            local: true,
+            destination: "203.0.113.9:443".parse().expect("address"),
+            egress: Some(Egress {
+                address: "192.168.7.5".parse().expect("address"),
+                device: DeviceName::new("eth0").expect("name"),
+            }),
+            egress_port: Some(57360),
+            owner: Some(Owner { uid: 1000, cgroup: Some("/user.slice".into()) }),
+            verdict: Some(Verdict::Allow),
+            rule: Some("web.policy:3".to_owned()),
+            generation: 1,
+            sent: 78,
+            received: 196,
+            packets_sent: 6,
+            packets_received: 5,
+            opened: Instant::from_micros(0),
+            closed: Some(Instant::from_micros(1_908)),
+            reason: Some(Reason::FarClosed),
+        }
+    }
+
+    /// The example of `docs/json.md` is what this module writes.
+    #[test]
+    fn the_documented_flow_is_true() {
+        let docs = include_str!("../../docs/json.md");
+        let block = docs.split("```json\n").nth(1).and_then(|rest| rest.split("```").next());
+        let documented: Value = serde_json::from_str(block.expect("a block")).expect("JSON");
+        let epoch = UNIX_EPOCH + Duration::new(1795534640, 65_531_000);
+        let mut users = Users { names: Some([(1000, "alice".to_owned())].into()) };
+        let written = object(&example(), Clock { epoch }, &mut users);
+        assert_eq!(written, documented, "{written:#}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_null_and_never_an_address() {
+        let nothing = Report {
+            egress: None,
+            egress_port: None,
+            owner: None,
+            verdict: None,
+            rule: None,
+            ..example()
+        };
+        let written =
+            object(&nothing, Clock { epoch: UNIX_EPOCH }, &mut Users { names: Some([].into()) });
+        for key in ["source", "egress", "rule"] {
+            assert_eq!(written[key], Value::Null, "{key}");
+        }
+        assert_eq!(written["verdict"], "none");
+        assert_eq!(written["owner"]["uid"], Value::Null);
+    }
+
     #[test]
     fn days_become_dates() {
         for (days, date) in [

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::endpoints::tcp::one_byte_and_close;
+use tests::endpoints::tcp::{one_byte, one_byte_and_close};
 use tests::endpoints::{TcpServer, UdpServer};
 use tests::lab::exec::{Executing, built_tunneld};
 use tests::lab::process::Cost;
@@ -104,6 +104,7 @@ const ROWS: [Row; 11] = [
 struct Bench {
     lab: Lab,
     _iperf: Running,
+    threaded: TcpServer,
     short: TcpServer,
     sink: UdpServer,
     echo: UdpServer,
@@ -145,10 +146,11 @@ impl Bench {
         let iperf = lab
             .server
             .command("iperf3")
-            .args(["-s"])
-            .limit(Duration::MAX / 4)
+            .args(["-s", "--forceflush"])
+            .limit(Duration::from_secs(3600))
             .spawn()?;
         iperf.wait_for("listening")?;
+        let threaded = TcpServer::start(&lab.server, 0, one_byte)?;
         let short = TcpServer::start_inline(&lab.server, 0, one_byte_and_close)?;
         let sink = UdpServer::sink(&lab.server, plan::GOOD4, 0)?;
         let echo = UdpServer::echo(&lab.server, plan::GOOD4, 0)?;
@@ -156,6 +158,7 @@ impl Bench {
         Ok(Self {
             lab,
             _iperf: iperf,
+            threaded,
             short,
             sink,
             echo,
@@ -231,7 +234,7 @@ impl Bench {
         let words = [
             "latency",
             "203.0.113.1",
-            &self.short.port().to_string(),
+            &self.threaded.port().to_string(),
             "2000",
         ];
         let seen = self.probe(way, &words.map(str::to_owned))?;

@@ -50,7 +50,7 @@ fn the_outcomes_add_up_to_the_packets() -> Result<()> {
         counters["packets_in"].as_u64() > Some(2_000),
         "{counters:#}"
     );
-    for outcome in ["to_app", "to_far"] {
+    for outcome in ["to_app", "to_egress"] {
         ensure!(
             counters[outcome].as_u64() > Some(0),
             "{outcome} expected: {counters:#}"
@@ -71,7 +71,7 @@ fn adds_up(counters: &Value) -> Result<()> {
             .with_context(|| format!("no number `{name}`: {counters:#}"))
     };
     let outcomes =
-        number("to_app")? + number("to_far")? + number("held")? + sum(&counters["dropped"])?;
+        number("to_app")? + number("to_egress")? + number("held")? + sum(&counters["dropped"])?;
     let packets = number("packets_in")?;
     ensure!(
         outcomes == packets,

@@ -1,7 +1,7 @@
 //! Nothing leaves unjudged: a rule about the resolved source blocks before the
 //! first byte, and the reports hold that source.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -86,12 +86,9 @@ fn blocked_by_source(flow: &Value, address: IpAddr) -> Result<()> {
     } else {
         plan::HOST6
     };
-    let held: SocketAddr = flow["source"]
-        .as_str()
-        .and_then(|source| source.parse().ok())
-        .with_context(|| format!("a source expected: {flow:#}"))?;
+    // Nothing was bound, so there is no port to tell.
     ensure!(
-        held.ip() == source
+        flow["source"] == source.to_string()
             && flow["verdict"] == "block"
             && flow["reason"] == "policy"
             && flow["rule"] == "10-test.policy:2"

@@ -11,13 +11,15 @@
 //! the IPv6 address is usable at once.
 //!
 //! Loopback's port 53 goes into the TUN by the rules of [`capture_loopback_dns`]; see the
-//! module above for why. Its source checks: `route_localnet` lets 127.0.0.0/8 leave and
-//! enter by the TUN, `accept_local` lets a packet enter whose source the table `local`
-//! knows, and with reverse path filtering on (which a new namespace inherits) the answer's
-//! source would have to be routed back the same way, port or no port.
+//! module above for why. `route_localnet` lets 127.0.0.0/8 leave and enter by the TUN. The check
+//! of an answer's source asks for the way back, ports included, and finds the same rules; a later
+//! fragment has no ports, so `accept_local` lets in a source that the table `local` knows. Reverse
+//! path filtering, which a new namespace takes from the host's first one, would want more than
+//! either and is off.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::address::{
@@ -36,6 +38,7 @@ use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType, netlink};
 use tunnel::device::OpenError;
+use tunnel::source::{Query, RouteKind, Routes};
 
 use super::Plan;
 use super::error::{Failure, Stage};
@@ -64,6 +67,7 @@ pub(super) fn set_up(plan: &Plan) -> Result<Devices, Failure> {
     let index = netlink.index(name).at(Stage::Network)?;
     set_sysctls(plan).at(Stage::Sysctl)?;
     bring_up(&mut netlink, plan, index).at(Stage::Network)?;
+    await_addresses(plan).at(Stage::Network)?;
     let sock_diag =
         (0..plan.queues).map(|_| sock_diag()).collect::<Result<_, _>>().at(Stage::Network)?;
     Ok(Devices { tun, sock_diag })
@@ -139,6 +143,9 @@ fn set_sysctls(plan: &Plan) -> Result<(), Errno> {
     sysctls.set(&format!("ipv4/conf/{name}/rp_filter"), "0")?;
     sysctls.set(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
     sysctls.set(&format!("ipv4/conf/{name}/accept_local"), "1")?;
+    // This hop is memory and loses nothing; what the host's default paces or probes here (BBR
+    // costs a third of an upload's throughput) it does again on the true path, where it counts.
+    let _ = sysctls.set("ipv4/tcp_congestion_control", "reno");
     if plan.ipv6 {
         sysctls.set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
         sysctls.set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
@@ -157,6 +164,39 @@ fn set_sysctls(plan: &Plan) -> Result<(), Errno> {
     let gids = if gid == 0 { "0\t2147483647".to_owned() } else { format!("{gid}\t{gid}") };
     if sysctls.set("ipv4/ping_group_range", &gids).is_err() {
         let _ = sysctls.set("ipv4/ping_group_range", &format!("{gid}\t{gid}"));
+    }
+    Ok(())
+}
+
+/// Waits until the kernel takes packets to our IPv6 addresses. It makes their local routes in a
+/// worker some time after the address; until then replies are dropped and a first connect
+/// would wait for its SYN to be sent again.
+fn await_addresses(plan: &Plan) -> Result<(), Errno> {
+    const TRIES: u32 = 1000;
+    const PAUSE: Duration = Duration::from_millis(1);
+    let v6 = plan.addresses.iter().map(IpNet::addr).filter(|a| plan.ipv6 && a.is_ipv6());
+    for address in v6 {
+        let mut routes = Routes::open().map_err(|_| Errno::NOBUFS)?;
+        let query = Query {
+            destination: address,
+            source: None,
+            device: None,
+            protocol: engine::Protocol::Tcp,
+            destination_port: 0,
+            uid: None,
+            mark: None,
+        };
+        let is_local = |routes: &mut Routes| {
+            routes.lookup(query).is_ok_and(|answer| answer.kind == RouteKind::Local)
+        };
+        let mut tries = 0;
+        while !is_local(&mut routes) {
+            tries += 1;
+            if tries == TRIES {
+                return Err(Errno::TIMEDOUT);
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
     Ok(())
 }

@@ -14,8 +14,8 @@ use super::diagnostic::{Findings, Site, SourceId, Sources, Span, code, nearest, 
 use super::index::{DIMENSIONS, Dimension, Index, Mask, Row, Term};
 use super::parse::{self, File};
 use super::rule::{
-    Action, AddressItem, CgroupItem, Clause, EgressItem, Line, List, Name, Set, SetBody, SetItem,
-    Spanned, Statement, UserItem,
+    Action, AddressItem, CgroupItem, Clause, Domain, EgressItem, Line, List, Name, Set, SetBody,
+    SetItem, Spanned, Statement, UserItem,
 };
 use super::set::{self, Members, ResolvedSet};
 use super::{Environment, Policy, Source, Summary, Verdict, expect, item, shadow};
@@ -94,14 +94,18 @@ pub(super) fn load(
     for (source, file) in (0..).map(SourceId).zip(&files) {
         compiler.lower_file(source, file, &mut rules, &mut routes);
     }
-    compiler.unused_sets();
-    let names = std::mem::take(&mut compiler.names);
-    let sets = compiler.sets.len();
+    let Compiler {
+        names,
+        sets,
+        set_names,
+        ..
+    } = compiler;
     let expects = expect::read(&files, environment, findings);
-    // What half a policy decides, and what it shadows, says nothing.
+    // What half a policy decides, shadows and leaves unused says nothing.
     if findings.has_errors() {
         return None;
     }
+    warn_of_unused(&set_names, &sets, findings);
     let rules = finish(rules, &names, "rule", findings)?;
     let routes = finish(routes, &names, "route", findings)?;
     let mut policy = Policy {
@@ -111,7 +115,7 @@ pub(super) fn load(
         sources: Vec::new(),
         summary: Summary {
             files: given.len(),
-            sets,
+            sets: sets.len(),
             ..Summary::default()
         },
     };
@@ -143,6 +147,20 @@ pub(super) fn parse_all(
         parse::parse(&source.text, id, findings)
     };
     given.iter().map(parse).collect()
+}
+
+fn warn_of_unused(names: &Map<Name, usize>, sets: &[ResolvedSet], findings: &mut Findings) {
+    for (name, at) in names {
+        if !sets[*at].used {
+            findings
+                .warning(
+                    code::UNUSED_SET,
+                    sets[*at].site,
+                    format!("the set {} is never used", quoted(name)),
+                )
+                .help(format!("a rule uses it as `@{name}`"));
+        }
+    }
 }
 
 struct Compiler<'c> {
@@ -281,21 +299,6 @@ impl Compiler<'_> {
         set.members = Rc::new(items.members);
         set.domains = items.domains;
         set.first_domain = items.first_domain.map(|span| Site { source: id, span });
-    }
-
-    fn unused_sets(&mut self) {
-        for (name, at) in &self.set_names {
-            let set = &self.sets[*at];
-            if !set.used {
-                self.findings
-                    .warning(
-                        code::UNUSED_SET,
-                        set.site,
-                        format!("the set {} is never used", quoted(name)),
-                    )
-                    .help(format!("a rule uses it as `@{name}`"));
-            }
-        }
     }
 
     // Statements.
@@ -648,12 +651,7 @@ impl Compiler<'_> {
                     "no flow has a name here: leave the clause out",
                 ),
                 AddressItem::Domain(domain) if clause == "to" => {
-                    let set = (!domain.below).then(|| &*domain.name);
-                    let set = set.filter(|name| self.set_names.contains_key(*name));
-                    let help = match set {
-                        Some(name) => format!("did you mean the set `@{name}`?"),
-                        None => "write its addresses or prefixes".to_owned(),
-                    };
+                    let help = self.domain_help(domain);
                     self.not_yet(site, "a domain in `to`", &help);
                 }
                 AddressItem::Domain(_) => {
@@ -669,6 +667,18 @@ impl Compiler<'_> {
         }
         key.normalise();
         key
+    }
+
+    /// What was probably meant by a domain that is none.
+    fn domain_help(&self, domain: &Domain) -> String {
+        let plain = !domain.below && !domain.name.contains('.');
+        if plain && self.set_names.contains_key(&domain.name) {
+            return format!("did you mean the set `@{}`?", domain.name);
+        }
+        match nearest(&domain.name, parse::CLAUSES).filter(|_| plain) {
+            Some(clause) => format!("did you mean the clause `{clause}`?"),
+            None => "write its addresses or prefixes".to_owned(),
+        }
     }
 
     /// The set of this name, used in `clause`.

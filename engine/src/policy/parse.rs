@@ -250,7 +250,7 @@ impl<'t> Parser<'t, '_> {
     }
 
     fn set(&mut self) {
-        let name = self.name("a set");
+        let name = self.name("a set", false);
         let named = match self.peek() {
             Some(token) if token.kind == TokenKind::Equals => {
                 self.at += 1;
@@ -696,7 +696,7 @@ impl<'t> Parser<'t, '_> {
                 Clause::Egress(list)
             }
             "port" => Clause::Port(self.list(word, Self::ports)),
-            "via" => Clause::Via(self.name("a way out")?),
+            "via" => Clause::Via(self.name("a way out", true)?),
             "resolver" => Clause::Resolver(self.list(word, Self::list_name)),
             "user" => Clause::User(self.list(word, Self::user)),
             "app" => Clause::App(self.list(word, Self::app)),
@@ -877,7 +877,7 @@ impl<'t> Parser<'t, '_> {
     }
 
     fn rule_name(&mut self) -> Option<Spanned<Name>> {
-        let name = self.name("`id`")?;
+        let name = self.name("the rule", true)?;
         if &*name.value == "default" {
             let site = self.site(name.span);
             self.findings
@@ -1055,17 +1055,24 @@ impl<'t> Parser<'t, '_> {
         self.checked(token, item::name(&word)).map(Name::from)
     }
 
-    fn name(&mut self, what: &str) -> Option<Spanned<Name>> {
-        let Some(token) = self.peek() else {
-            self.missing(&format!("the name of {what}"), "a name follows the word");
+    /// A name that stands alone. Where `mistakable`, a word that begins a clause needs
+    /// quotes: the name before it was probably forgotten.
+    fn name(&mut self, what: &str, mistakable: bool) -> Option<Spanned<Name>> {
+        let Some(token) = self.peek().filter(|token| token.kind != TokenKind::Equals) else {
+            self.missing(
+                &format!("the name of {what}"),
+                "it stands right after the word",
+            );
             return None;
         };
-        if token.kind == TokenKind::Equals {
-            self.missing(&format!("the name of {what}"), "a name stands before `=`");
-            return None;
-        }
         self.at += 1;
-        let value = self.list_name(token)?;
+        let plain = self
+            .bare_at(self.at - 1)
+            .filter(|word| !mistakable || !ends_list(word));
+        let value = match plain {
+            Some(word) => self.checked(token, item::name(word)).map(Name::from),
+            None => self.list_name(token),
+        }?;
         Some(Spanned {
             value,
             span: token.span,

@@ -275,6 +275,8 @@ fn faults_of_one_line() {
         ("allow cgroup user.slice", "bad-path a.policy:2:14"),
         ("allow app curl", "bad-path a.policy:2:11"),
         ("allow id a:1", "bad-name a.policy:2:10"),
+        ("allow id", "missing a.policy:2:9"),
+        ("allow id port 80", "reserved-word a.policy:2:10"),
         ("allow id \"default\"", "bad-name a.policy:2:10"),
         ("block udp protected", "clause-not-allowed a.policy:2:11"),
         (

@@ -1,7 +1,7 @@
 //! Questions about many TCP connections.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -71,7 +71,6 @@ pub(crate) fn outcomes(to: SocketAddr, count: u64) -> Result<Value> {
 
 /// Opens `count` connections, says so, and keeps them for some seconds.
 pub(crate) fn idle(to: SocketAddr, count: usize, seconds: u64) -> Result<Value> {
-    raise_descriptor_limit()?;
     let mut held = Vec::with_capacity(count);
     for index in 0..count {
         held.push(TcpStream::connect(to).with_context(|| format!("connection {index}"))?);
@@ -132,11 +131,4 @@ pub(crate) fn rate(to: SocketAddr, count: u64, parallel: u64) -> Result<Value> {
     });
     let seconds = started.elapsed().as_secs_f64();
     Ok(json!({"per_second": count as f64 / seconds, "failed": failed.into_inner()}))
-}
-
-fn raise_descriptor_limit() -> io::Result<()> {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    Ok(setrlimit(Resource::Nofile, limit)?)
 }

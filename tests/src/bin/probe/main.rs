@@ -9,6 +9,7 @@ mod raw;
 mod tcp;
 mod udp;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 fn main() -> Result<()> {
+    raise_descriptor_limit()?;
     let words: Vec<String> = std::env::args().skip(1).collect();
     let (question, words) = words
         .split_first()
@@ -24,6 +26,14 @@ fn main() -> Result<()> {
     let answer = ask(question, &mut Arguments { words })?;
     println!("{answer}");
     Ok(())
+}
+
+/// Questions about many connections hold many descriptors.
+fn raise_descriptor_limit() -> io::Result<()> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
 fn ask(question: &str, given: &mut Arguments<'_>) -> Result<Value> {

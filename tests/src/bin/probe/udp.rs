@@ -38,11 +38,15 @@ pub(crate) fn errors(to: SocketAddr, limit: Duration) -> Result<Value> {
     ask(to, &socket, limit)
 }
 
-/// The same for `count` sockets in a row: how often with which outcome.
+/// The same for `count` sockets at once: how often with which outcome.
 pub(crate) fn outcomes(to: SocketAddr, count: u64) -> Result<Value> {
     let mut outcomes: BTreeMap<String, u64> = BTreeMap::new();
+    // Kept open, so that no two have the same port: they are as many flows.
+    let mut sockets = Vec::new();
     for _ in 0..count {
-        let seen = once(to, Duration::from_secs(1))?;
+        let socket = socket_for(to)?;
+        let seen = ask(to, &socket, Duration::from_secs(1))?;
+        sockets.push(socket);
         let outcome = if let Some(errno) = seen["errno"].as_str() {
             errno
         } else if seen["answer"].is_string() {
