@@ -43,7 +43,7 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
     let counted = diagnostics::count(&found);
     if json {
         for diagnostic in &found {
-            println!("{}", diagnostics::object(diagnostic, &files));
+            diagnostics::line(diagnostics::object(diagnostic, &files));
         }
         let of = |severity: &str| {
             found
@@ -51,15 +51,12 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
                 .filter(|d| d.severity.as_str() == severity)
                 .count()
         };
-        println!(
-            "{}",
-            json!({
-                "event": "check", "valid": valid, "files": files.count(),
-                "rules": summary.map(|s| s.rules), "routes": summary.map(|s| s.routes),
-                "sets": summary.map(|s| s.sets), "expects": summary.map(|s| s.expects),
-                "errors": of("error"), "warnings": of("warning"),
-            })
-        );
+        diagnostics::line(json!({
+            "event": "check", "valid": valid, "files": files.count(),
+            "rules": summary.map(|s| s.rules), "routes": summary.map(|s| s.routes),
+            "sets": summary.map(|s| s.sets), "expects": summary.map(|s| s.expects),
+            "errors": of("error"), "warnings": of("warning"),
+        }));
     } else {
         diagnostics::print(&found, &files);
         let count = |count: usize, what: &str| {
@@ -73,14 +70,14 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
                 } else {
                     format!(", {counted}")
                 };
-                println!(
+                diagnostics::line(format_args!(
                     "valid: {in_files}, {}, {}, {} passed{warnings}",
                     count(s.rules + s.routes, "rule"),
                     count(s.sets, "set"),
                     count(s.expects, "expect"),
-                );
+                ));
             }
-            None if valid => println!("valid grammar: {in_files}"),
+            None if valid => diagnostics::line(format_args!("valid grammar: {in_files}")),
             None => eprintln!("{counted} in {in_files}"),
         }
     }

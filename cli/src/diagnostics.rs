@@ -23,6 +23,12 @@ pub(crate) fn print(diagnostics: &[Diagnostic], files: &PolicyFiles) {
     }
 }
 
+/// Prints a line to standard output. A reader that went away, such as head(1), is no
+/// failure of ours.
+pub(crate) fn line(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stdout().lock(), "{line}");
+}
+
 /// One object for each diagnostic.
 pub(crate) fn object(diagnostic: &Diagnostic, files: &PolicyFiles) -> Value {
     let place = |place: &Place| {

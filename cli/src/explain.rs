@@ -10,6 +10,7 @@ use engine::policy::{
 };
 use serde_json::{Value, json};
 
+use crate::diagnostics;
 use crate::error::{Refusal, code};
 use crate::policy_files;
 
@@ -92,9 +93,9 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
         }
     };
     if json {
-        println!("{}", object(&flow, &told));
+        diagnostics::line(object(&flow, &told));
     } else {
-        print!("{}", text(&flow, &told, &policy));
+        diagnostics::line(text(&flow, &told, &policy).trim_end());
     }
     Ok(match told.verdict {
         Verdict::Allow => code::DONE,
@@ -251,7 +252,7 @@ fn address(word: &str) -> Result<IpAddr, String> {
     match bare.parse::<IpAddr>() {
         Ok(address) => Ok(address.to_canonical()),
         Err(_) if word.bytes().any(|b| b.is_ascii_alphabetic()) && !word.contains(':') => {
-            Err("a name: not in this version; give an address".to_owned())
+            Err("a name: not in this version".to_owned())
         }
         Err(_) => Err("not an IP address".to_owned()),
     }
@@ -266,15 +267,13 @@ fn source(word: &str) -> Result<AssumedSource, String> {
 }
 
 fn destination(word: &str) -> Result<Destination, String> {
-    if let Ok(address) = address(word) {
-        return Ok(Destination {
-            address,
-            port: None,
-        });
-    }
-    let (host, port) = word
-        .rsplit_once(':')
-        .ok_or_else(|| address(word).unwrap_err())?;
+    let alone = address(word).map(|address| Destination {
+        address,
+        port: None,
+    });
+    let Some((host, port)) = word.rsplit_once(':').filter(|_| alone.is_err()) else {
+        return alone;
+    };
     let port = port
         .parse()
         .map_err(|_| format!("`{port}` is not a port"))?;

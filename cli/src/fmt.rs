@@ -45,7 +45,7 @@ pub(crate) fn run(args: &FmtArgs, json: bool) -> anyhow::Result<u8> {
     if json {
         found
             .iter()
-            .for_each(|d| println!("{}", diagnostics::object(d, &files)));
+            .for_each(|d| diagnostics::line(diagnostics::object(d, &files)));
     } else {
         diagnostics::print(&found, &files);
     }
@@ -57,12 +57,9 @@ pub(crate) fn run(args: &FmtArgs, json: bool) -> anyhow::Result<u8> {
         }
         if json {
             let shown = path.to_string_lossy();
-            println!(
-                "{}",
-                json!({ "event": "fmt", "file": shown, "written": !args.check })
-            );
+            diagnostics::line(json!({ "event": "fmt", "file": shown, "written": !args.check }));
         } else {
-            println!("{}", path.display());
+            diagnostics::line(path.display());
         }
     }
     let finding = !found.is_empty() || (args.check && !differ.is_empty());

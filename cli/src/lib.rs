@@ -14,14 +14,18 @@ mod policy_files;
 mod report;
 pub mod sandbox;
 
+use std::io::IsTerminal;
+
 use args::{Cli, Verb};
 use clap::Parser;
 use error::{Refusal, code};
+use tracing_subscriber::EnvFilter;
 
 /// Runs the program and gives its exit code.
 pub fn main() -> u8 {
     let cli = Cli::parse();
     let json = cli.json;
+    log();
     let done = match cli.verb {
         Verb::Exec(args) => exec::run(&args),
         Verb::Demo => demo::run(json),
@@ -37,6 +41,22 @@ pub fn main() -> u8 {
         Ok(code) => code,
         Err(error) => error::report(&error, json),
     }
+}
+
+/// Logs go to standard error: warnings, or what `TUNNELD_LOG` (else `RUST_LOG`) asks for.
+fn log() {
+    let filter = EnvFilter::try_from_env("TUNNELD_LOG")
+        .or_else(|_| EnvFilter::try_from_default_env())
+        .unwrap_or_else(|_| EnvFilter::new("warn"));
+    let stderr = std::io::stderr();
+    let colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .with_target(false)
+        .without_time()
+        .init();
 }
 
 fn later(verb: &str) -> anyhow::Error {

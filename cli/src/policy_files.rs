@@ -154,7 +154,7 @@ impl Environment for PolicyFiles {
 
     fn read(&self, source: &str, path: &str) -> Result<String, ReadError> {
         let file = self.list.iter().find(|file| file.source.name == source);
-        let directory = directory_of(file.map_or(Path::new(source), |file| &file.path));
+        let directory = file.map_or_else(|| Path::new("."), |file| directory_of(&file.path));
         read_below(directory, path)
     }
 }
@@ -212,10 +212,13 @@ fn read_below(directory: &Path, path: &str) -> Result<String, ReadError> {
 }
 
 fn read_error(error: &io::Error) -> ReadError {
-    match error.kind() {
-        io::ErrorKind::NotFound => ReadError::Missing,
-        io::ErrorKind::PermissionDenied => ReadError::Denied,
-        kind => ReadError::Failed(kind),
+    let kind = error.kind();
+    if kind == io::ErrorKind::NotFound {
+        ReadError::Missing
+    } else if kind == io::ErrorKind::PermissionDenied {
+        ReadError::Denied
+    } else {
+        ReadError::Failed(kind)
     }
 }
 

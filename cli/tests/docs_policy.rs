@@ -144,3 +144,26 @@ fn examples() {
         assert_eq!(format(&source), Ok(text), "{name}: not in canonical form");
     }
 }
+
+/// The codes of diagnostics are an interface: each stands in the document.
+#[test]
+fn codes_are_documented() {
+    let source = docs().join("../engine/src/policy/diagnostic.rs");
+    let source = fs::read_to_string(source).expect("the engine's source");
+    let document = fs::read_to_string(docs().join("policy.md")).expect("a document");
+    let codes = source.lines().filter_map(|line| {
+        let (_, code) = line
+            .trim()
+            .strip_prefix("pub const ")?
+            .split_once(": &str = \"")?;
+        code.strip_suffix("\";")
+    });
+    let codes: Vec<&str> = codes.collect();
+    assert!(codes.len() > 20, "{codes:?}");
+    for code in codes {
+        assert!(
+            document.contains(&format!("`{code}`")),
+            "`{code}` is not documented"
+        );
+    }
+}

@@ -25,6 +25,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::debug;
+
 use crate::dropped::{Counters, Dropped, Outcome};
 use crate::flow::table::Table;
 use crate::flow::{
@@ -462,6 +464,11 @@ impl Engine {
             dirty: false,
             route_changes: 0,
         });
+        if let Some(flow) = self.table.get(id) {
+            let (protocol, client) = (flow.facts.protocol, flow.facts.client());
+            let destination = flow.facts.destination();
+            debug!(flow = flow.number, %protocol, %client, %destination, "held");
+        }
         self.ask(id, now);
         Ok(id)
     }
@@ -469,6 +476,7 @@ impl Engine {
     /// Ends a flow: gives back what it holds and tells of it.
     fn finish(&mut self, id: FlowId, reason: Reason, now: Instant) {
         let Some(flow) = self.table.remove(id) else { return };
+        debug!(flow = flow.number, %reason, "ended");
         // An answered flow was reported when it was answered.
         if !matches!(flow.state, State::Answered(_)) {
             self.report(&flow, Stage::Closed, Some(reason), now);

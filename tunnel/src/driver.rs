@@ -8,6 +8,7 @@
 //!
 //! A panic while one flow is carried ends that flow alone and is counted.
 
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -15,14 +16,16 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use engine::{
-    Checksum, Counters, Engine, FlowId, Input, Instant, Outcome, Output, Received, Report,
-    RingId, Rings, Unresolved,
+    Checksum, Counters, Egress, Engine, Failure, FlowId, Input, Instant, Outcome, Output,
+    Protocol, Received, Report, RingId, Rings, Unresolved,
 };
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use tracing::warn;
 
 use crate::device::{Device, MAX_PACKET, RxOffload, virtio};
+use crate::egress::error::EgressError;
 use crate::egress::{Progress, Sockets, Tag};
 use crate::owner::Owners;
 use crate::rings::{self, Pool};
@@ -71,6 +74,8 @@ pub struct Driver<D> {
     handle: Handle,
     started: std::time::Instant,
     totals: Totals,
+    /// That echo is not open to us was said.
+    told_of_echo: bool,
     /// One packet of the device. Held as an option so that it can be lent beside `self`.
     packet: Option<Box<[u8]>>,
 }
@@ -156,6 +161,7 @@ impl<D: Device> Driver<D> {
             handle: Handle { wake: Arc::new(wake), state: Arc::new(AtomicU8::new(RUN)) },
             started: std::time::Instant::now(),
             totals: Totals::default(),
+            told_of_echo: false,
             packet: Some(vec![0; MAX_PACKET].into_boxed_slice()),
         })
     }
@@ -357,7 +363,7 @@ impl<D: Device> Driver<D> {
                     }
                     None => {
                         self.sockets.reset(id);
-                        let input = Input::Failed(id, engine::Failure::Exhausted);
+                        let input = Input::Failed(id, Failure::Exhausted);
                         self.engine.handle(input, now, &mut self.sockets);
                     }
                 }
@@ -384,12 +390,12 @@ impl<D: Device> Driver<D> {
                     Some(Input::Source(id, answer.map(|a| a.egress).map_err(unresolved)))
                 }
                 Output::Connect(id, far, egress) => {
-                    self.recheck(id, engine::Protocol::Tcp, far, egress, |driver, index| {
+                    self.recheck(id, Protocol::Tcp, far, egress, |driver, index| {
                         driver.sockets.connect(&driver.epoll, id, far, egress, index, driver.mark)
                     })
                 }
                 Output::Bind(id, mapping, far, egress) => {
-                    self.recheck(id, engine::Protocol::Udp, far, egress, |driver, index| {
+                    self.recheck(id, Protocol::Udp, far, egress, |driver, index| {
                         driver.sockets.bind(
                             &driver.epoll,
                             id,
@@ -402,10 +408,15 @@ impl<D: Device> Driver<D> {
                     })
                 }
                 Output::OpenEcho(id, far, egress) => {
-                    let to = std::net::SocketAddr::new(far, 0);
-                    self.recheck(id, engine::Protocol::Icmp, to, egress, |driver, index| {
+                    let to = SocketAddr::new(far, 0);
+                    let opened = self.recheck(id, Protocol::Icmp, to, egress, |driver, index| {
                         driver.sockets.open_echo(&driver.epoll, id, far, egress, index, driver.mark)
-                    })
+                    });
+                    if matches!(opened, Some(Input::Unsupported(_))) && !self.told_of_echo {
+                        self.told_of_echo = true;
+                        warn!(code = "echo-unsupported", "{}", EgressError::EchoUnsupported);
+                    }
+                    opened
                 }
                 Output::ShutdownFar(id) => {
                     self.sockets.shutdown(id);
@@ -450,9 +461,9 @@ impl<D: Device> Driver<D> {
     fn recheck(
         &mut self,
         id: FlowId,
-        protocol: engine::Protocol,
-        far: std::net::SocketAddr,
-        egress: engine::Egress,
+        protocol: Protocol,
+        far: SocketAddr,
+        egress: Egress,
         open: impl FnOnce(&mut Self, u32) -> Option<Input>,
     ) -> Option<Input> {
         match self.routes.lookup(self.query(protocol, far)) {
@@ -462,7 +473,7 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    fn query(&self, protocol: engine::Protocol, far: std::net::SocketAddr) -> Query {
+    fn query(&self, protocol: Protocol, far: SocketAddr) -> Query {
         Query {
             destination: far.ip(),
             source: None,

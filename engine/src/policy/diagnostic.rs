@@ -10,7 +10,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Stable names of the faults, for programs (`docs/policy.md` lists them).
+/// Stable names of the faults, for programs. Each is described where its readers are, in
+/// `docs/policy.md`; a test sees to it.
 pub mod code {
     #![allow(missing_docs)]
     pub const BAD_ADDRESS: &str = "bad-address";

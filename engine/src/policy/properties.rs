@@ -156,12 +156,11 @@ fn facts() -> BoxedStrategy<Facts> {
                     local,
                 );
                 facts.owner = owner;
-                facts.egress = match egress {
-                    Fact::Known(e) if e.address.is_ipv4() != facts.destination().is_ipv4() => {
-                        Fact::Unknown
-                    }
-                    egress => egress,
-                };
+                let family = facts.destination().is_ipv4();
+                let other = egress
+                    .known()
+                    .is_some_and(|e| e.address.is_ipv4() != family);
+                facts.egress = if other { Fact::Unknown } else { egress };
                 facts
             },
         )

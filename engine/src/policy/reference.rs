@@ -16,13 +16,12 @@ use crate::{Fact, Facts, Protocol};
 
 /// The verdict and the number of the rule that gave it, `None` for the default.
 pub(super) fn judge(file: &File, facts: &Facts) -> (Verdict, Option<usize>) {
-    let rules = file
-        .statements
-        .iter()
-        .filter_map(|statement| match statement {
-            Statement::Rule(rule) => Some(rule),
-            _ => None,
-        });
+    let rules = file.statements.iter().filter_map(|statement| {
+        let Statement::Rule(rule) = statement else {
+            return None;
+        };
+        Some(rule)
+    });
     for (at, rule) in rules.enumerate() {
         if rule
             .clauses
@@ -35,13 +34,12 @@ pub(super) fn judge(file: &File, facts: &Facts) -> (Verdict, Option<usize>) {
             return (verdict, Some(at));
         }
     }
-    let default = file
-        .statements
-        .iter()
-        .find_map(|statement| match statement {
-            Statement::Default(verdict) => Some(verdict.value),
-            _ => None,
-        });
+    let default = file.statements.iter().find_map(|statement| {
+        let Statement::Default(verdict) = statement else {
+            return None;
+        };
+        Some(verdict.value)
+    });
     (default.expect("a default"), None)
 }
 
@@ -132,15 +130,18 @@ fn addresses(file: &File, list: &List<AddressItem>, address: Option<IpAddr>) -> 
 }
 
 fn in_set(file: &File, name: &str, address: IpAddr) -> bool {
-    file.statements.iter().any(|statement| match statement {
-        Statement::Set(set) if &*set.name.value == name => match &set.body {
-            SetBody::Items(items) => items.iter().any(|item| match &item.value {
+    file.statements.iter().any(|statement| {
+        let Statement::Set(set) = statement else {
+            return false;
+        };
+        let SetBody::Items(items) = &set.body else {
+            panic!("files are not for the reference")
+        };
+        &*set.name.value == name
+            && items.iter().any(|item| match &item.value {
                 SetItem::Prefix(prefix) => prefix.contains(&address),
                 SetItem::Domain(_) => false,
-            }),
-            SetBody::File(_) => panic!("files are not for the reference"),
-        },
-        _ => false,
+            })
     })
 }
 

@@ -23,7 +23,7 @@ pub(super) trait Key: Copy + Ord {
 
 impl Key for u32 {
     const MIN: Self = Self::MIN;
-    const BITS: u32 = Self::BITS;
+    const BITS: Self = Self::BITS;
     fn next(self) -> Option<Self> {
         self.checked_add(1)
     }

@@ -81,7 +81,7 @@ impl<'t> Lexer<'t> {
                     continue;
                 }
                 b'#' => {
-                    self.at += self.rest().find('\n').unwrap_or(self.rest().len());
+                    self.at += self.rest().find('\n').unwrap_or_else(|| self.rest().len());
                     let comment = self.text[start..self.at].trim_end();
                     line.comment = Some(Span::new(start, start + comment.len()));
                     continue;
@@ -173,10 +173,7 @@ impl<'t> Lexer<'t> {
         let start = self.at;
         self.at += 1;
         let mut kind = TokenKind::Quoted;
-        loop {
-            let Some(c) = self.rest().chars().next() else {
-                break;
-            };
+        while let Some(c) = self.rest().chars().next() {
             match c {
                 '"' => {
                     self.at += 1;

@@ -1,0 +1,408 @@
+//! One rule into rows.
+
+use super::super::Verdict;
+use super::super::diagnostic::{Site, SourceId, code, nearest, quoted};
+use super::super::index::{Dimension, Row, Term};
+use super::super::rule::{
+    AddressItem, Clause, Domain, EgressItem, Line, List, Name, Spanned, UserItem,
+};
+use super::super::set::Members;
+use super::super::{item, parse};
+use super::units::{UnitKey, own};
+use super::{ClauseEntry, Compiler, Lowered, RuleEntry, Test, not_yet, unknown_user, way_out};
+
+impl Compiler<'_> {
+    pub(super) fn lower(
+        &mut self,
+        source: SourceId,
+        line: Line,
+        verdict: Verdict,
+        clauses: &[Spanned<Clause>],
+        lowered: &mut Lowered,
+    ) {
+        let rule = u32::try_from(lowered.rules.len()).unwrap_or(u32::MAX);
+        let position = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+        let first_clause = position(lowered.clauses.len());
+        let mut name = None;
+        let mut row = Row {
+            rule,
+            protocol: None,
+            terms: Vec::with_capacity(clauses.len()),
+        };
+        // The list over two dimensions, if it is not negated: one row for each.
+        let mut either: Option<[Term; 2]> = None;
+        for clause in clauses {
+            let test = match &clause.value {
+                Clause::Id(id) => {
+                    name = self.id(
+                        Site {
+                            source,
+                            span: id.span,
+                        },
+                        &id.value,
+                    );
+                    continue;
+                }
+                Clause::Protocol(protocol) => {
+                    row.protocol = Some(*protocol);
+                    Test::Protocol(*protocol)
+                }
+                Clause::To(list) if list.items.iter().any(|i| i.value == AddressItem::Any) => {
+                    // The destination is always known. What else stands in the list is
+                    // checked all the same.
+                    self.addresses(source, "to", list);
+                    Test::Always
+                }
+                Clause::Via(via) => {
+                    self.way_out(
+                        Site {
+                            source,
+                            span: via.span,
+                        },
+                        &via.value,
+                    );
+                    Test::Always
+                }
+                Clause::Egress(list) => {
+                    let terms = self.egress(source, list, lowered);
+                    let dimensions = terms.iter().fold(0, |mask, t| mask | t.dimension.mask());
+                    match <[Term; 2]>::try_from(terms) {
+                        Ok(both) if !list.not => either = Some(both),
+                        Ok(both) => row.terms.extend(both),
+                        Err(one) => row.terms.extend(one),
+                    }
+                    Test::Lists {
+                        dimensions,
+                        not: list.not,
+                    }
+                }
+                Clause::From(_)
+                | Clause::Client(_)
+                | Clause::To(_)
+                | Clause::Port(_)
+                | Clause::Resolver(_)
+                | Clause::User(_)
+                | Clause::App(_)
+                | Clause::Cgroup(_)
+                | Clause::Protected => match self.list(source, clause, lowered) {
+                    Some(term) => {
+                        row.terms.push(term);
+                        Test::Lists {
+                            dimensions: term.dimension.mask(),
+                            not: term.not,
+                        }
+                    }
+                    None => Test::Always,
+                },
+            };
+            lowered.clauses.push(ClauseEntry {
+                span: clause.span,
+                test,
+            });
+        }
+        match either {
+            Some(both) => {
+                for term in both {
+                    let mut terms = row.terms.clone();
+                    terms.push(term);
+                    lowered.rows.push(Row {
+                        rule,
+                        protocol: row.protocol,
+                        terms,
+                    });
+                }
+            }
+            None => lowered.rows.push(row),
+        }
+        let name = name.unwrap_or_else(|| {
+            format!("{}:{}", self.sources.name(source), line.number).into_boxed_str()
+        });
+        lowered.rules.push(RuleEntry {
+            verdict,
+            name,
+            site: Site {
+                source,
+                span: line.span,
+            },
+            line: line.number,
+            clauses: first_clause..position(lowered.clauses.len()),
+        });
+    }
+
+    /// A clause over one dimension; `None` where it was refused.
+    pub(super) fn list(
+        &mut self,
+        source: SourceId,
+        clause: &Spanned<Clause>,
+        lowered: &mut Lowered,
+    ) -> Option<Term> {
+        let site = Site {
+            source,
+            span: clause.span,
+        };
+        let (dimension, not, key) = match &clause.value {
+            Clause::From(list) => (
+                Dimension::Source,
+                list.not,
+                self.addresses(source, "from", list),
+            ),
+            Clause::Client(list) => (
+                Dimension::Client,
+                list.not,
+                self.addresses(source, "client", list),
+            ),
+            Clause::To(list) => (
+                Dimension::Destination,
+                list.not,
+                self.addresses(source, "to", list),
+            ),
+            Clause::Port(list) => {
+                let ports = list.items.iter().map(|item| item.value);
+                let narrow = ports
+                    .map(|p| (u32::from(p.first), u32::from(p.last)))
+                    .collect();
+                (
+                    Dimension::Port,
+                    list.not,
+                    own(Members {
+                        narrow,
+                        ..Members::default()
+                    }),
+                )
+            }
+            Clause::User(list) => (Dimension::Uid, list.not, self.users(source, list)),
+            Clause::Cgroup(list) => (Dimension::Cgroup, list.not, self.names.cgroup_list(list)),
+            Clause::Resolver(_) => {
+                self.not_yet(site, "`resolver`", "name the addresses with `to`");
+                return None;
+            }
+            Clause::App(_) => {
+                self.not_yet(site, "`app`", "`user` and `cgroup` tell programs apart");
+                return None;
+            }
+            Clause::Protected => {
+                self.not_yet(site, "`protected`", "without it the rule allows the same");
+                return None;
+            }
+            Clause::Protocol(_) | Clause::Egress(_) | Clause::Via(_) | Clause::Id(_) => {
+                return None;
+            }
+        };
+        Some(Term {
+            dimension,
+            not,
+            unit: lowered.unit(dimension, key, &self.sets),
+        })
+    }
+
+    pub(super) fn egress(
+        &mut self,
+        source: SourceId,
+        list: &List<EgressItem>,
+        lowered: &mut Lowered,
+    ) -> Vec<Term> {
+        let mut addresses = UnitKey::default();
+        let mut devices = Members::default();
+        for item in &list.items {
+            match &item.value {
+                EgressItem::Any => addresses.own.add(&Members::all_addresses()),
+                EgressItem::Prefix(prefix) => addresses.own.add_prefix(*prefix),
+                EgressItem::Set(name) => {
+                    let site = Site {
+                        source,
+                        span: item.span,
+                    };
+                    addresses.sets.extend(self.set("egress", site, name));
+                }
+                EgressItem::Device(device) => {
+                    let number = self.names.device(*device);
+                    devices.narrow.push((number, number));
+                }
+            }
+        }
+        addresses.normalise();
+        let not = list.not;
+        let mut terms = Vec::new();
+        let by_address = !addresses.sets.is_empty() || addresses.own != Members::default();
+        if by_address || devices.narrow.is_empty() {
+            let dimension = Dimension::EgressAddress;
+            let unit = lowered.unit(dimension, addresses, &self.sets);
+            terms.push(Term {
+                dimension,
+                not,
+                unit,
+            });
+        }
+        if !devices.narrow.is_empty() {
+            let dimension = Dimension::EgressDevice;
+            let unit = lowered.unit(dimension, own(devices), &self.sets);
+            terms.push(Term {
+                dimension,
+                not,
+                unit,
+            });
+        }
+        terms
+    }
+
+    pub(super) fn addresses(
+        &mut self,
+        source: SourceId,
+        clause: &str,
+        list: &List<AddressItem>,
+    ) -> UnitKey {
+        let mut key = UnitKey::default();
+        let only_domains = !list.items.is_empty()
+            && list
+                .items
+                .iter()
+                .all(|item| matches!(item.value, AddressItem::Domain(_)));
+        for item in &list.items {
+            let site = Site {
+                source,
+                span: item.span,
+            };
+            match &item.value {
+                AddressItem::Any => key.own.add(&Members::all_addresses()),
+                AddressItem::Multicast => {
+                    item::multicast()
+                        .into_iter()
+                        .for_each(|prefix| key.own.add_prefix(prefix));
+                }
+                AddressItem::Broadcast => key.own.narrow.push((u32::MAX, u32::MAX)),
+                AddressItem::Prefix(prefix) => key.own.add_prefix(*prefix),
+                AddressItem::Set(name) => key.sets.extend(self.set(clause, site, name)),
+                AddressItem::UnknownName => self.not_yet(
+                    site,
+                    "`unknown-name`",
+                    "no flow has a name here: leave the clause out",
+                ),
+                AddressItem::Domain(domain) if clause == "to" => {
+                    let help = self.domain_help(domain);
+                    self.not_yet(site, "a domain in `to`", &help);
+                }
+                AddressItem::Domain(_) => {
+                    let message = format!("a domain matches nothing in `{clause}`");
+                    let finding = if only_domains {
+                        self.findings.error(code::DOMAIN_HERE, site, message)
+                    } else {
+                        self.findings.warning(code::DOMAIN_HERE, site, message)
+                    };
+                    finding.help("addresses, prefixes and sets of them stand here");
+                }
+            }
+        }
+        key.normalise();
+        key
+    }
+
+    /// What was probably meant by a domain that is none.
+    pub(super) fn domain_help(&self, domain: &Domain) -> String {
+        let plain = !domain.below && !domain.name.contains('.');
+        if plain && self.set_names.contains_key(&domain.name) {
+            return format!("did you mean the set `@{}`?", domain.name);
+        }
+        match nearest(&domain.name, parse::CLAUSES).filter(|_| plain) {
+            Some(clause) => format!("did you mean the clause `{clause}`?"),
+            None => "write its addresses or prefixes".to_owned(),
+        }
+    }
+
+    /// The set of this name, used in `clause`.
+    pub(super) fn set(&mut self, clause: &str, site: Site, name: &str) -> Option<usize> {
+        let Some(at) = self.set_names.get(name).copied() else {
+            if self.all_sets_known {
+                let near = nearest(name, self.set_names.keys().map(|name| &**name));
+                let help = match near {
+                    Some(near) => format!("did you mean `@{near}`?"),
+                    None => format!("`set {name} = …` makes it, in any file"),
+                };
+                self.findings
+                    .error(code::UNKNOWN_SET, site, format!("no set {}", quoted(name)))
+                    .help(help);
+            }
+            return None;
+        };
+        let set = &mut self.sets[at];
+        set.used = true;
+        if clause != "to" {
+            if set.is_only_domains() {
+                self.findings
+                    .error(
+                        code::DOMAIN_HERE,
+                        site,
+                        format!("a set of nothing but domains matches nothing in `{clause}`"),
+                    )
+                    .related(set.site, "the set");
+            }
+        } else if let Some(domain) = set.first_domain.take() {
+            let more = set.domains - 1;
+            let message = match more {
+                0 => "a domain in a set for `to` is not in this version".to_owned(),
+                _ => format!("domains in a set for `to` ({more} more) are not in this version"),
+            };
+            self.findings
+                .error(code::NOT_IN_THIS_VERSION, domain, message)
+                .related(site, "used here")
+                .help("the set may hold addresses and prefixes");
+        }
+        Some(at)
+    }
+
+    pub(super) fn users(&mut self, source: SourceId, list: &List<UserItem>) -> UnitKey {
+        let mut members = Members::default();
+        for item in &list.items {
+            match &item.value {
+                UserItem::Uid(uid) => members.narrow.push((*uid, *uid)),
+                UserItem::Unknown => members.unknown = true,
+                UserItem::Name(name) => {
+                    let site = Site {
+                        source,
+                        span: item.span,
+                    };
+                    let uid = self.uid(site, name);
+                    members.narrow.extend(uid.map(|uid| (uid, uid)));
+                }
+            }
+        }
+        own(members)
+    }
+
+    pub(super) fn uid(&mut self, site: Site, name: &Name) -> Option<u32> {
+        let uid = match self.users.get(name) {
+            Some(uid) => *uid,
+            None => *self
+                .users
+                .entry(name.clone())
+                .or_insert(self.environment.uid(name)),
+        };
+        if uid.is_none() {
+            unknown_user(self.findings, site, name);
+        }
+        uid
+    }
+
+    pub(super) fn id(&mut self, site: Site, id: &Name) -> Option<Name> {
+        if let Some(first) = self.ids.get(id) {
+            self.findings
+                .error(
+                    code::DUPLICATE_ID,
+                    site,
+                    format!("a second `id` {}", quoted(id)),
+                )
+                .related(*first, "the first one")
+                .help("an id names one rule over all files");
+            return None;
+        }
+        self.ids.insert(id.clone(), site);
+        Some(id.clone())
+    }
+
+    pub(super) fn way_out(&mut self, site: Site, name: &str) {
+        way_out(self.findings, site, name);
+    }
+
+    pub(super) fn not_yet(&mut self, site: Site, what: &str, help: &str) {
+        not_yet(self.findings, site, what, help);
+    }
+}

@@ -1,0 +1,219 @@
+//! From a value of one dimension to its class.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use super::super::set::{Interval, Key, Members};
+use super::TooLarge;
+use super::bits::{Bits, ClassId, EMPTY};
+
+/// A dimension: from a value to a class.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) bits: Bits,
+    pub(super) narrow: Map<u32>,
+    pub(super) wide: Map<u128>,
+    /// The class of the unknown.
+    pub(super) unknown: ClassId,
+    /// Every row that some value of the family satisfies.
+    pub(super) possible_narrow: ClassId,
+    pub(super) possible_wide: ClassId,
+}
+
+impl Table {
+    pub(super) fn build(units: &[Rc<Members>], rows: &[Vec<u32>]) -> Result<Self, TooLarge> {
+        let mut table = Self::default();
+        let mut seen = HashMap::default();
+        seen.insert(0, EMPTY);
+        table.narrow = table.sweep(&mut seen, units, rows, |members| &members.narrow)?;
+        table.wide = table.sweep(&mut seen, units, rows, |members| &members.wide)?;
+        table.unknown = table.union(units, rows, |members| members.unknown)?;
+        table.possible_narrow = table.union(units, rows, |members| {
+            !members.narrow.is_empty() || members.unknown
+        })?;
+        table.possible_wide = table.union(units, rows, |members| !members.wide.is_empty())?;
+        Ok(table)
+    }
+
+    /// Walks the ends of all lists in order and notes where the class changes. A class
+    /// is known by the sum of the keys of the lists that hold, so a set of a million
+    /// intervals costs two classes and no comparison of bit vectors.
+    pub(super) fn sweep<K: Key>(
+        &mut self,
+        seen: &mut HashMap<u128, ClassId, FixedState>,
+        units: &[Rc<Members>],
+        rows: &[Vec<u32>],
+        intervals: impl Fn(&Members) -> &[Interval<K>],
+    ) -> Result<Map<K>, TooLarge> {
+        let count = units
+            .iter()
+            .map(|unit| intervals(unit).len())
+            .sum::<usize>();
+        let mut ends: Vec<(K, u32)> = Vec::with_capacity(2 * count);
+        for (unit, members) in (0..).zip(units) {
+            for (first, last) in intervals(members) {
+                ends.push((*first, unit));
+                // What reaches the last key never ends.
+                ends.extend(last.next().map(|end| (end, unit)));
+            }
+        }
+        // Each list is sorted already, which a merging sort makes use of.
+        ends.sort();
+        let mut held = vec![false; units.len()];
+        let mut sum: u128 = 0;
+        let mut class = EMPTY;
+        let mut toggled: Vec<u32> = Vec::new();
+        let mut map = Map::with_capacity(ends.len());
+        for ends in ends.chunk_by(|a, b| a.0 == b.0) {
+            for (_, unit) in ends {
+                let held = &mut held[*unit as usize];
+                *held = !*held;
+                let key = unit_key(*unit);
+                sum = if *held {
+                    sum.wrapping_add(key)
+                } else {
+                    sum.wrapping_sub(key)
+                };
+            }
+            class = match seen.get(&sum) {
+                Some(class) => *class,
+                None => {
+                    toggled.clear();
+                    for (_, unit) in ends {
+                        toggled.extend_from_slice(&rows[*unit as usize]);
+                    }
+                    let new = self.bits.toggled(class, &mut toggled)?;
+                    seen.insert(sum, new);
+                    new
+                }
+            };
+            map.push(ends[0].0, class);
+        }
+        map.finish();
+        Ok(map)
+    }
+
+    pub(super) fn union(
+        &mut self,
+        units: &[Rc<Members>],
+        rows: &[Vec<u32>],
+        of: impl Fn(&Members) -> bool,
+    ) -> Result<ClassId, TooLarge> {
+        let mut all: Vec<u32> = Vec::new();
+        for (_, rows) in units.iter().zip(rows).filter(|(members, _)| of(members)) {
+            all.extend_from_slice(rows);
+        }
+        if all.is_empty() {
+            Ok(EMPTY)
+        } else {
+            self.bits.toggled(EMPTY, &mut all)
+        }
+    }
+}
+
+/// A 128-bit key of a list; that two sets of lists have the same sum of keys does not
+/// happen by chance (two rounds of splitmix64).
+fn unit_key(unit: u32) -> u128 {
+    let mix = |seed: u64| {
+        let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let low = mix(u64::from(unit) + 1);
+    u128::from(mix(low ^ 0x5851_f42d_4c95_7f2d)) << 64 | u128::from(low)
+}
+
+/// From a key to the class of the interval it lies in.
+#[derive(Debug)]
+pub(super) struct Map<K> {
+    /// Where a class begins; before the first nothing holds.
+    pub(super) starts: Vec<K>,
+    pub(super) classes: Vec<ClassId>,
+    /// For the upper bits of a key: how many starts lie below them. As long as the
+    /// map, up to 2^16, so that a search is left with a handful.
+    pub(super) top: Vec<u32>,
+    pub(super) shift: u32,
+}
+
+impl<K> Default for Map<K> {
+    fn default() -> Self {
+        Self {
+            starts: Vec::new(),
+            classes: Vec::new(),
+            top: Vec::new(),
+            shift: 0,
+        }
+    }
+}
+
+impl<K: Key> Map<K> {
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        Self {
+            starts: Vec::with_capacity(capacity),
+            classes: Vec::with_capacity(capacity),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn push(&mut self, start: K, class: ClassId) {
+        if self.classes.last().copied().unwrap_or(EMPTY) != class {
+            self.starts.push(start);
+            self.classes.push(class);
+        }
+    }
+
+    pub(super) fn finish(&mut self) {
+        self.starts.shrink_to_fit();
+        self.classes.shrink_to_fit();
+        let bits = (self.starts.len() + 1).ilog2().min(16);
+        self.shift = K::BITS - bits;
+        let mut at = 0;
+        self.top = Vec::with_capacity((1 << bits) + 1);
+        for bucket in 0..=1_usize << bits {
+            while self
+                .starts
+                .get(at)
+                .is_some_and(|start| start.top(self.shift) < bucket)
+            {
+                at += 1;
+            }
+            self.top.push(u32::try_from(at).unwrap_or(u32::MAX));
+        }
+    }
+
+    #[inline]
+    pub(super) fn class(&self, key: K) -> ClassId {
+        if self.starts.is_empty() {
+            return EMPTY;
+        }
+        let bucket = key.top(self.shift);
+        let (low, high) = (self.top[bucket] as usize, self.top[bucket + 1] as usize);
+        let at = low + self.starts[low..high].partition_point(|start| *start <= key);
+        if at == 0 { EMPTY } else { self.classes[at - 1] }
+    }
+}
+
+pub(super) fn pairs<K: Key>(
+    a: &Map<K>,
+    b: &Map<K>,
+    address: impl Fn(K) -> IpAddr,
+) -> Vec<(IpAddr, (ClassId, ClassId))> {
+    let mut seen: HashMap<(ClassId, ClassId), (), FixedState> = HashMap::default();
+    let mut pairs = Vec::new();
+    let mut keys = vec![K::MIN];
+    keys.extend_from_slice(&a.starts);
+    keys.extend_from_slice(&b.starts);
+    keys.sort_unstable();
+    keys.dedup();
+    for key in keys {
+        let pair = (a.class(key), b.class(key));
+        if seen.insert(pair, ()).is_none() {
+            pairs.push((address(key), pair));
+        }
+    }
+    pairs
+}
