@@ -120,10 +120,8 @@ fn serve(
 fn stub(queue: &OwnedFd, header: usize, log: &Mutex<Box<dyn Write + Send>>) {
     let mut buffer = vec![0; 70_000];
     loop {
-        let mut descriptors = [PollFd::from_borrowed_fd(
-            std::os::fd::AsFd::as_fd(queue),
-            PollFlags::IN,
-        )];
+        let mut descriptors =
+            [PollFd::from_borrowed_fd(std::os::fd::AsFd::as_fd(queue), PollFlags::IN)];
         let _ = rustix::event::poll(&mut descriptors, None);
         let Ok(length) = rustix::io::read(queue, &mut buffer[..]) else { continue };
         let packet = &mut buffer[header..length];
@@ -142,7 +140,8 @@ fn answer(packet: &mut [u8]) -> bool {
     let later_fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
     let to_dns = later_fragment || packet[22..24] == 53_u16.to_be_bytes();
     let syn = protocol == 6 && packet[33] & 0x12 == 0x02;
-    if !(protocol == 17 && to_dns) && !syn {
+    let datagram = protocol == 17 && to_dns;
+    if !datagram && !syn {
         return false;
     }
     // The sum over the header is the same in any order.
@@ -180,9 +179,7 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 fn describe(packet: &[u8]) -> String {
-    let port = |at: usize| {
-        packet.get(at..at + 2).map_or(0, |p| u16::from_be_bytes([p[0], p[1]]))
-    };
+    let port = |at: usize| packet.get(at..at + 2).map_or(0, |p| u16::from_be_bytes([p[0], p[1]]));
     match packet.first().map(|b| b >> 4) {
         Some(4) if packet.len() >= 20 => {
             let address = |at: usize| {

@@ -300,11 +300,10 @@ impl Reader<'_> {
         value: &Spanned<DeValue<'_>>,
         range: std::ops::RangeInclusive<i64>,
     ) -> Option<i64> {
-        let number = match value.get_ref() {
-            DeValue::Integer(number) => {
-                i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()
-            }
-            _ => None,
+        let number = if let DeValue::Integer(number) = value.get_ref() {
+            i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()
+        } else {
+            None
         };
         let number = number.filter(|number| range.contains(number));
         if number.is_none() {

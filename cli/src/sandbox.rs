@@ -23,9 +23,10 @@
 //! outside. The capabilities that come with it end at `execve`, since the uid isn't 0; a
 //! program with file capabilities gets those over the sandbox alone. **Root** (CAP_SYS_ADMIN
 //! and CAP_NET_ADMIN) needs no user namespace and gets none, so that apt and sudo find the
-//! users they look for. Root stays root: it can leave the sandbox if it wants to. The sandbox
-//! is there to route and judge a program's traffic; it holds a hostile program only where
-//! that program is no root.
+//! users they look for. Root stays root: it can leave the sandbox if it wants to. A uid 0
+//! without CAP_SYS_ADMIN (a container's) gets a user namespace, and in it capabilities over the
+//! sandbox and nothing else. The sandbox is there to route and judge a program's traffic; it
+//! holds a hostile program only where that program is no root.
 //!
 //! **Port 53.** What CMD asks of any server comes out of the TUN, because the default route
 //! does. Loopback is the exception (127.0.0.53 is where systemd-resolved listens, 127.0.0.1
@@ -41,7 +42,7 @@
 //! ignored before `main`, is set to its default.
 //!
 //! **Killed.** When tunneld is killed, CMD is killed: by its own wish (PR_SET_PDEATHSIG) and,
-//! where `execve` makes it forget that, by a [`guard`]. Every grandchild loses the network,
+//! where `execve` makes it forget that, by a guard process. Every grandchild loses the network,
 //! which ends with our TUN descriptor.
 
 mod child;

@@ -3,12 +3,11 @@
 //! Every run is inside a mount and a network namespace of its own, which play the host: `/etc`
 //! is a copy, `/run` empty, `/dev/net/tun` open to all. The machine itself is never touched.
 //! What runs is `examples/sandbox_probe.rs`.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, in a crate of tests alone")]
 
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::OnceLock;
 
 /// Who starts the probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +63,10 @@ fn port_53_of_any_address_enters_the_tun_and_its_answer_arrives() {
             // The socket isn't connected: the address printed is the one recvfrom() tells.
             let run = Host::new(who).probe("", &format!("exec \"$PROBE\" ask {server}"));
             assert_eq!(text(&run.stdout), format!("8 bytes from {server}\n"), "{who:?}: {run:?}");
-            assert!(text(&run.stderr).contains(&format!("packet 17 198.18.0.1 > {server}")), "{run:?}");
+            assert!(
+                text(&run.stderr).contains(&format!("packet 17 198.18.0.1 > {server}")),
+                "{run:?}"
+            );
         }
         // Only the first fragment has ports.
         let run = Host::new(who).probe("", "exec \"$PROBE\" ask 127.0.0.53:53 4000");
@@ -73,6 +75,34 @@ fn port_53_of_any_address_enters_the_tun_and_its_answer_arrives() {
         let told = text(&run.stderr);
         assert_eq!(told.matches("packet 6 198.18.0.1 > 127.0.0.53:53").count(), 1, "{told}");
         assert!(told.contains("Connection refused"), "{told}");
+    }
+}
+
+/// A container's root: its `/proc/sys` is read-only, or it lacks the one right that would do
+/// without a user namespace.
+#[test]
+fn root_with_less_than_all_is_served_too() {
+    if skipped() {
+        return;
+    }
+    let read_only = "mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys";
+    let ask = "exec \"$PROBE\" ask 127.0.0.53:53";
+    let run = Host::new(Who::Root).setup(read_only).probe("", ask);
+    assert_eq!(text(&run.stdout), "8 bytes from 127.0.0.53:53\n", "{run:?}");
+
+    let look =
+        "\"$PROBE\" --log - -- sh -c 'id -u; cat /etc/resolv.conf; \"$PROBE\" ask 127.0.0.53:53'";
+    let expected = format!("0\n{INSIDE}8 bytes from 127.0.0.53:53\n");
+    let limited = "setpriv --bounding-set -sys_admin --inh-caps -sys_admin";
+    let run = Host::new(Who::Root).run(&format!("exec {limited} {look}"));
+    assert_eq!(text(&run.stdout), expected, "{run:?}");
+    assert!(text(&run.stderr).contains("user_namespace=true"), "{run:?}");
+
+    // Root of a user namespace, as in a rootless container.
+    for setup in [":", "rm /etc/resolv.conf"] {
+        let run = Host::new(Who::User).setup(setup).run(&format!("exec unshare -Urmn {look}"));
+        assert_eq!(text(&run.stdout), expected, "{run:?}");
+        assert!(text(&run.stderr).contains("user_namespace=false"), "{run:?}");
     }
 }
 
@@ -93,7 +123,8 @@ fn multicast_goes_into_the_tun() {
     if skipped() {
         return;
     }
-    let groups = [("224.0.0.251:5353", "224.0.0.251:5353"), ("[ff02::fb%2]:5353", "[ff02::fb]:5353")];
+    let groups =
+        [("224.0.0.251:5353", "224.0.0.251:5353"), ("[ff02::fb%2]:5353", "[ff02::fb]:5353")];
     for who in BOTH {
         for (group, seen) in groups {
             let run = Host::new(who).probe("", &format!("exec \"$PROBE\" tell '{group}'"));
@@ -153,7 +184,10 @@ fn resolv_conf_is_ours_whatever_the_hosts_is() {
              ln -sf ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf",
         ),
         ("a mount, as in a container", "echo x >/run/r; mount --bind /run/r /etc/resolv.conf"),
-        ("a link on a read-only /etc", "ln -sf /nowhere/r /etc/resolv.conf; mount -o remount,bind,ro /etc"),
+        (
+            "a link on a read-only /etc",
+            "ln -sf /nowhere/r /etc/resolv.conf; mount -o remount,bind,ro /etc",
+        ),
     ];
     for who in BOTH {
         for (name, setup) in cases {
@@ -172,7 +206,11 @@ fn resolv_conf_stays_ours_when_the_host_replaces_its_own() {
     let cases = [
         ("renamed over", "echo x >/etc/new", replace),
         ("link for file", "echo x >/run/r; ln -s /run/r /etc/new", replace),
-        ("file for link", "echo x >/run/r; ln -sf /run/r /etc/resolv.conf; echo x >/etc/new", replace),
+        (
+            "file for link",
+            "echo x >/run/r; ln -sf /run/r /etc/resolv.conf; echo x >/etc/new",
+            replace,
+        ),
         (
             "behind a link",
             "echo x >/run/r; ln -sf /run/r /etc/resolv.conf; echo y >/run/new",
@@ -184,7 +222,11 @@ fn resolv_conf_stays_ours_when_the_host_replaces_its_own() {
             "mv /run/systemd/resolve/new /run/systemd/resolve/stub",
         ),
         ("removed and made anew", ":", "rm /etc/resolv.conf; sleep 0.1; echo x >/etc/resolv.conf"),
-        ("many times", ":", "for i in $(seq 20); do echo $i >/etc/new; mv /etc/new /etc/resolv.conf; done"),
+        (
+            "many times",
+            ":",
+            "for i in $(seq 20); do echo $i >/etc/new; mv /etc/new /etc/resolv.conf; done",
+        ),
         ("where it was missing", "rm /etc/resolv.conf", "echo x >/etc/resolv.conf"),
     ];
     for who in BOTH {
@@ -224,10 +266,9 @@ fn what_root_writes_to_etc_reaches_the_host() {
     }
     let write = "echo kept 2>/dev/null >/etc/written; mkdir -p /etc/d 2>/dev/null; true";
     let after = "cat /etc/written; ls -d /etc/d";
-    for (setup, etc, left) in [
-        (":", "Host", "kept\n/etc/d\n"),
-        ("rm /etc/resolv.conf", "Overlay", ""),
-    ] {
+    for (setup, etc, left) in
+        [(":", "Host", "kept\n/etc/d\n"), ("rm /etc/resolv.conf", "Overlay", "")]
+    {
         let run = Host::new(Who::Root).setup(setup).after(after).probe("", write);
         assert_eq!(text(&run.stdout), left, "{setup}: {run:?}");
         assert!(text(&run.stderr).contains(&format!("etc={etc}")), "{setup}: {run:?}");
@@ -276,15 +317,24 @@ fn exit_codes_are_a_shells() {
         ("sh -c 'kill -TERM $$'", 143, ""),
         ("sh -c 'kill -KILL $$'", 137, ""),
         ("no-such-program", 127, "error: cannot run `no-such-program`: No such file or directory"),
-        ("/no/such/program", 127, "error: cannot run `/no/such/program`: No such file or directory"),
+        (
+            "/no/such/program",
+            127,
+            "error: cannot run `/no/such/program`: No such file or directory",
+        ),
         ("/etc/passwd", 126, "error: cannot run `/etc/passwd`: Permission denied"),
         ("/etc", 126, "error: cannot run `/etc`: Permission denied"),
         ("''", 127, "error: cannot run ``: No such file or directory"),
         // Without `#!`: given to sh, as every shell does.
         ("/run/script", 9, ""),
-        ("/run/no-interpreter", 127, "error: cannot run `/run/no-interpreter`: No such file or directory"),
+        (
+            "/run/no-interpreter",
+            127,
+            "error: cannot run `/run/no-interpreter`: No such file or directory",
+        ),
     ];
-    let setup = "echo 'exit 9' >/run/script; echo '#!/no/sh' >/run/no-interpreter; chmod 755 /run/*";
+    let setup =
+        "echo 'exit 9' >/run/script; echo '#!/no/sh' >/run/no-interpreter; chmod 755 /run/*";
     for who in BOTH {
         for (command, code, error) in cases {
             let run = Host::new(who).setup(setup).run(&format!("\"$PROBE\" -- {command}"));
@@ -304,6 +354,16 @@ fn path_is_the_commands_environments() {
             .setup("mkdir /run/bin; echo 'echo mine' >/run/bin/curious; chmod 755 /run/bin/curious")
             .run("PATH=/run/bin:$PATH V=1 \"$PROBE\" -- curious");
         assert_eq!(text(&run.stdout), "mine\n", "{who:?}: {run:?}");
+
+        // A directory that may not be looked into is no program that may not be run.
+        let run = Host::new(who)
+            .setup("mkdir -m 700 /run/closed")
+            .run("PATH=/run/closed:$PATH \"$PROBE\" -- no-such-program");
+        assert_eq!(run.status.code(), Some(127), "{who:?}: {run:?}");
+        let run = Host::new(who)
+            .setup("mkdir /run/bin; echo >/run/bin/no-program; chmod 644 /run/bin/no-program")
+            .run("PATH=/run/bin:$PATH \"$PROBE\" -- no-program");
+        assert_eq!(run.status.code(), Some(126), "{who:?}: {run:?}");
     }
 }
 
@@ -326,7 +386,8 @@ fn what_the_command_inherits_is_unchanged() {
     for who in BOTH {
         for look in looks {
             let bare = Host::new(who).run(&format!("{before} exec {ignoring} {look}"));
-            let inside = Host::new(who).run(&format!("{before} exec {ignoring} \"$PROBE\" -- {look}"));
+            let inside =
+                Host::new(who).run(&format!("{before} exec {ignoring} \"$PROBE\" -- {look}"));
             assert_eq!(text(&inside.stdout), text(&bare.stdout), "{who:?}: {inside:?}");
             assert!(!inside.stdout.is_empty(), "{inside:?}");
         }
@@ -358,10 +419,9 @@ fn signals_are_passed_on_once() {
             .sandbox("", command);
         assert_eq!(out, "HUP\nUSR1\nINT\nTERM\nend\n", "{who:?}");
 
-        let run = Host::new(who).meanwhile("kill -TERM $P").probe(
-            "",
-            "touch $FLAGS/begun; exec sleep 60",
-        );
+        let run = Host::new(who)
+            .meanwhile("kill -TERM $P")
+            .probe("", "touch $FLAGS/begun; exec sleep 60");
         assert_eq!(run.status.code(), Some(143), "{who:?}: {run:?}");
     }
 }
@@ -421,7 +481,11 @@ fn a_killed_tunneld_takes_its_child_along() {
                      lives && { echo survived; kill -KILL $P; }; echo looked",
                 )
                 .probe("", &format!("echo $$ >$FLAGS/pid; touch $FLAGS/begun; {command}"));
-            assert_eq!(text(&run.stdout).lines().last(), Some("looked"), "{who:?} {command}: {run:?}");
+            assert_eq!(
+                text(&run.stdout).lines().last(),
+                Some("looked"),
+                "{who:?} {command}: {run:?}"
+            );
             assert!(!text(&run.stdout).contains("survived"), "{who:?} {command}: {run:?}");
         }
     }
@@ -593,7 +657,8 @@ impl Host {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let (mut keyboard, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let (mut keyboard, mut screen) =
+            (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         let (mut shown, mut seen) = (String::new(), 0);
         for (wait, typed) in steps {
             while !shown[seen..].contains(wait) {
@@ -629,6 +694,8 @@ impl Host {
             "trap 'exit 99' EXIT; set -e; mount -t tmpfs t /mnt; mkdir /mnt/flags; chmod 777 /mnt/flags; FLAGS=/mnt/flags; export FLAGS
              cp -a /etc /mnt/etc; rm -f /mnt/etc/resolv.conf; echo host >/mnt/etc/resolv.conf
              mount --bind /mnt/etc /etc; mount -t tmpfs -o mode=755 t /run
+             # Where everybody may run it: a target directory may be root's alone.
+             touch /mnt/probe; mount --bind \"$BUILT\" /mnt/probe; export PROBE=/mnt/probe
              mknod /mnt/tun c 10 200; chmod 666 /mnt/tun; mount --bind /mnt/tun /dev/net/tun
              ip link set lo up; ip link add host0 type veth peer name host1
              set +e; trap - EXIT; {setup}\n {wait}\n {after}\n exit $code"
@@ -639,28 +706,18 @@ impl Host {
             .args(["--fork", "--kill-child", "--mount-proc", "--propagation", "private"])
             .args(["sh", "-c", &whole])
             .env("SCRIPT", script)
-            .env("PROBE", probe())
+            .env("BUILT", built_probe())
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command
     }
 }
 
-/// The probe where everybody may run it: a target directory may be root's alone.
-fn probe() -> &'static Path {
-    static PROBE: OnceLock<PathBuf> = OnceLock::new();
-    PROBE.get_or_init(|| {
-        let test = std::env::current_exe().unwrap();
-        let built = test.ancestors().nth(2).unwrap().join("examples/sandbox_probe");
-        assert!(built.exists(), "{} is missing: build with --examples", built.display());
-        let directory = std::env::temp_dir().join(format!("tunneld-sandbox-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let copy = directory.join("sandbox_probe");
-        std::fs::copy(built, &copy).unwrap();
-        for path in [&directory, &copy] {
-            std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
-        }
-        copy
-    })
+/// The probe as it was built, beside the directory of the tests.
+fn built_probe() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let probe = test.ancestors().nth(2).unwrap().join("examples/sandbox_probe");
+    assert!(probe.exists(), "{} is missing: build with --examples", probe.display());
+    probe
 }
 
 /// Whether this can't run here, which is then said.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::endpoints::tcp::{one_byte, one_byte_and_close};
+use tests::endpoints::tcp::one_byte_and_close;
 use tests::endpoints::{TcpServer, UdpServer};
 use tests::lab::exec::{Executing, built_tunneld};
 use tests::lab::process::Cost;
@@ -36,10 +36,7 @@ struct Reading {
 
 impl From<f64> for Reading {
     fn from(value: f64) -> Self {
-        Self {
-            value,
-            seconds_per_gb: None,
-        }
+        Self { value, seconds_per_gb: None }
     }
 }
 
@@ -65,14 +62,10 @@ const ROWS: [Row; 11] = [
         read: |bench, way| bench.tcp(way, "2001:db8:f1::1", true),
     },
     Row {
-        name: "connect + 1 byte, p50",
-        unit: "µs",
-        read: |bench, way| bench.latency(way, "p50"),
+        name: "connect + 1 byte, p50", unit: "µs", read: |bench, way| bench.latency(way, "p50")
     },
     Row {
-        name: "connect + 1 byte, p99",
-        unit: "µs",
-        read: |bench, way| bench.latency(way, "p99"),
+        name: "connect + 1 byte, p99", unit: "µs", read: |bench, way| bench.latency(way, "p99")
     },
     Row {
         name: "new flows a second, 64 at once",
@@ -84,21 +77,9 @@ const ROWS: [Row; 11] = [
         unit: "1/s",
         read: |bench, way| bench.rate(way, 100_000),
     },
-    Row {
-        name: "UDP, 64 B",
-        unit: "packets/s",
-        read: |bench, way| bench.udp(way, 64),
-    },
-    Row {
-        name: "UDP, 1,400 B",
-        unit: "packets/s",
-        read: |bench, way| bench.udp(way, 1_400),
-    },
-    Row {
-        name: "UDP echo of 1 datagram, p50 of 20,000",
-        unit: "µs",
-        read: Bench::udp_echo,
-    },
+    Row { name: "UDP, 64 B", unit: "packets/s", read: |bench, way| bench.udp(way, 64) },
+    Row { name: "UDP, 1,400 B", unit: "packets/s", read: |bench, way| bench.udp(way, 1_400) },
+    Row { name: "UDP echo of 1 datagram, p50 of 20,000", unit: "µs", read: Bench::udp_echo },
 ];
 
 struct Bench {
@@ -113,10 +94,8 @@ struct Bench {
 
 fn main() -> Result<()> {
     // Cargo adds --bench; a test runner that only lists has nothing to find here.
-    let words: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with("--"))
-        .collect();
+    let words: Vec<String> =
+        std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     if std::env::args().any(|word| word == "--list") {
         return Ok(());
     }
@@ -143,6 +122,9 @@ fn main() -> Result<()> {
 impl Bench {
     fn new() -> Result<Self> {
         let lab = Lab::new()?;
+        // A far side with TIME-WAIT answers no second SYN from the same port for a while, and a
+        // hundred thousand flows use all ports more than once.
+        lab.server.sysctl("net/ipv4/tcp_max_tw_buckets", "0")?;
         let iperf = lab
             .server
             .command("iperf3")
@@ -150,20 +132,12 @@ impl Bench {
             .limit(Duration::from_secs(3600))
             .spawn()?;
         iperf.wait_for("listening")?;
-        let threaded = TcpServer::start(&lab.server, 0, one_byte)?;
+        let threaded = TcpServer::start(&lab.server, 0, one_byte_and_close)?;
         let short = TcpServer::start_inline(&lab.server, 0, one_byte_and_close)?;
         let sink = UdpServer::sink(&lab.server, plan::GOOD4, 0)?;
         let echo = UdpServer::echo(&lab.server, plan::GOOD4, 0)?;
         let held = TcpServer::hold(&lab.server, 0)?;
-        Ok(Self {
-            lab,
-            _iperf: iperf,
-            threaded,
-            short,
-            sink,
-            echo,
-            held,
-        })
+        Ok(Self { lab, _iperf: iperf, threaded, short, sink, echo, held })
     }
 
     fn pairs(&self, row: &Row) -> Result<()> {
@@ -177,11 +151,8 @@ impl Bench {
             seconds.extend(reading.seconds_per_gb);
         }
         let (kernel, tunneld) = (median(kernel), median(tunneld));
-        let seconds = if seconds.is_empty() {
-            "-".to_owned()
-        } else {
-            format!("{:.2}", median(seconds))
-        };
+        let seconds =
+            if seconds.is_empty() { "-".to_owned() } else { format!("{:.2}", median(seconds)) };
         println!(
             "| {} | {} {} | {} | {:.2} | {seconds} |",
             row.name,
@@ -194,13 +165,7 @@ impl Bench {
     }
 
     fn probe(&self, way: Way, words: &[String]) -> Result<Value> {
-        self.lab
-            .exec("probe")
-            .way(way)
-            .args(words)
-            .run()?
-            .success()?
-            .json()
+        self.lab.exec("probe").way(way).args(words).run()?.success()?.json()
     }
 
     /// One flow of two seconds, after half a second that is not counted.
@@ -211,10 +176,7 @@ impl Bench {
         let (outcome, cost) = outcome_and_cost(run)?;
         let report = outcome.json()?;
         let received = &report["end"]["sum_received"];
-        let value = received["bits_per_second"]
-            .as_f64()
-            .with_context(|| report.to_string())?
-            / 1e9;
+        let value = received["bits_per_second"].as_f64().with_context(|| report.to_string())? / 1e9;
         // All bytes, also those of the half second: the processor time is of both.
         let bytes: f64 = report["intervals"]
             .as_array()
@@ -224,39 +186,21 @@ impl Bench {
             .sum();
         let seconds_per_gb =
             (way == Way::Tunneld && bytes > 0.0).then(|| cost.cpu_seconds / (bytes / 1e9));
-        Ok(Reading {
-            value,
-            seconds_per_gb,
-        })
+        Ok(Reading { value, seconds_per_gb })
     }
 
     fn latency(&self, way: Way, which: &str) -> Result<Reading> {
-        let words = [
-            "latency",
-            "203.0.113.1",
-            &self.threaded.port().to_string(),
-            "2000",
-        ];
+        let words = ["latency", "203.0.113.1", &self.threaded.port().to_string(), "2000"];
         let seen = self.probe(way, &words.map(str::to_owned))?;
-        Ok(seen[which]
-            .as_f64()
-            .with_context(|| seen.to_string())?
-            .into())
+        Ok(seen[which].as_f64().with_context(|| seen.to_string())?.into())
     }
 
     /// `before` flows first, in the same run.
     fn rate(&self, way: Way, before: u64) -> Result<Reading> {
-        let one = |count: u64| {
-            format!(
-                "\"$PROBE\" rate 203.0.113.1 {} {count} 64",
-                self.short.port()
-            )
-        };
-        let script = if before == 0 {
-            one(5_000)
-        } else {
-            format!("{}; {}", one(before), one(5_000))
-        };
+        let one =
+            |count: u64| format!("\"$PROBE\" rate 203.0.113.1 {} {count} 64", self.short.port());
+        let script =
+            if before == 0 { one(5_000) } else { format!("{}; {}", one(before), one(5_000)) };
         let seen = self
             .lab
             .exec("sh")
@@ -273,13 +217,8 @@ impl Bench {
     /// Datagrams that arrive in two seconds of sending as fast as can be.
     fn udp(&self, way: Way, size: u64) -> Result<Reading> {
         let before = self.sink.received();
-        let words = [
-            "udp-flood",
-            "203.0.113.1",
-            &self.sink.port().to_string(),
-            &size.to_string(),
-            "2",
-        ];
+        let words =
+            ["udp-flood", "203.0.113.1", &self.sink.port().to_string(), &size.to_string(), "2"];
         let seen = self.probe(way, &words.map(str::to_owned))?;
         thread::sleep(Duration::from_millis(200));
         let seconds = seen["seconds"].as_f64().context("seconds")?;
@@ -287,38 +226,20 @@ impl Bench {
     }
 
     fn udp_echo(&self, way: Way) -> Result<Reading> {
-        let words = [
-            "udp-latency",
-            "203.0.113.1",
-            &self.echo.port().to_string(),
-            "20000",
-        ];
+        let words = ["udp-latency", "203.0.113.1", &self.echo.port().to_string(), "20000"];
         let seen = self.probe(way, &words.map(str::to_owned))?;
-        Ok(seen["p50"]
-            .as_f64()
-            .with_context(|| seen.to_string())?
-            .into())
+        Ok(seen["p50"].as_f64().with_context(|| seen.to_string())?.into())
     }
 
     /// What 9,900 flows with nothing to do cost.
     fn idle(&self) -> Result<()> {
         const FLOWS: u64 = 9_900;
-        let empty = self
-            .lab
-            .exec("sh")
-            .way(Way::Tunneld)
-            .args(["-c", "echo up; sleep 60"])
-            .spawn()?;
+        let empty =
+            self.lab.exec("sh").way(Way::Tunneld).args(["-c", "echo up; sleep 60"]).spawn()?;
         empty.running.wait_for("up")?;
         let base = process::cost(&empty.tunneld_pids());
-        println!(
-            "| tunneld without a flow | {:.1} MiB |",
-            base.rss_kib as f64 / 1024.0
-        );
-        println!(
-            "| wake-ups a second without a flow | {:.1} |",
-            wakeups(&empty)
-        );
+        println!("| tunneld without a flow | {:.1} MiB |", base.rss_kib as f64 / 1024.0);
+        println!("| wake-ups a second without a flow | {:.1} |", wakeups(&empty));
         drop(empty);
 
         let run = self

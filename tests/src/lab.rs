@@ -55,11 +55,7 @@ impl Lab {
         }
         host.settle(&[plan::HOST6, plan::HOST6_SECOND])?;
         server.settle(&[plan::NEAR6, plan::GOOD6, plan::GOOD6_SECOND])?;
-        Ok(Self {
-            host,
-            server,
-            _void: void,
-        })
+        Ok(Self { host, server, _void: void })
     }
 
     /// A program in `host`, by way of `tunneld exec` (or the kernel: [`Way`]).

@@ -33,11 +33,8 @@ fn flows_live_on_beside_broken_packets() -> Result<()> {
             .run()?
             .success()
             .with_context(|| format!("seed {seed}"))?;
-        let lines: Vec<Value> = seen
-            .stdout()
-            .lines()
-            .map(serde_json::from_str)
-            .collect::<Result<_, _>>()?;
+        let lines: Vec<Value> =
+            seen.stdout().lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
         let [bad, download, connect] = &lines[..] else {
             anyhow::bail!("three answers expected: {seen:#?}");
         };

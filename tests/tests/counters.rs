@@ -41,42 +41,25 @@ fn the_outcomes_add_up_to_the_packets() -> Result<()> {
         .args(["-c", &script])
         .run()?
         .success()?;
-    let counters = seen
-        .counters
-        .as_ref()
-        .context("TUNNELD_COUNTERS was not written")?;
+    let counters = seen.counters.as_ref().context("TUNNELD_COUNTERS was not written")?;
     adds_up(counters)?;
-    ensure!(
-        counters["packets_in"].as_u64() > Some(2_000),
-        "{counters:#}"
-    );
+    ensure!(counters["packets_in"].as_u64() > Some(2_000), "{counters:#}");
     for outcome in ["to_app", "to_egress"] {
-        ensure!(
-            counters[outcome].as_u64() > Some(0),
-            "{outcome} expected: {counters:#}"
-        );
+        ensure!(counters[outcome].as_u64() > Some(0), "{outcome} expected: {counters:#}");
     }
-    ensure!(
-        sum(&counters["dropped"])? > 0,
-        "bad packets are dropped: {counters:#}"
-    );
+    ensure!(sum(&counters["dropped"])? > 0, "bad packets are dropped: {counters:#}");
     Ok(())
 }
 
 /// `packets_in` is the sum of every other number that says what became of one.
 fn adds_up(counters: &Value) -> Result<()> {
     let number = |name: &str| {
-        counters[name]
-            .as_u64()
-            .with_context(|| format!("no number `{name}`: {counters:#}"))
+        counters[name].as_u64().with_context(|| format!("no number `{name}`: {counters:#}"))
     };
     let outcomes =
         number("to_app")? + number("to_egress")? + number("held")? + sum(&counters["dropped"])?;
     let packets = number("packets_in")?;
-    ensure!(
-        outcomes == packets,
-        "{outcomes} outcomes of {packets} packets: {counters:#}"
-    );
+    ensure!(outcomes == packets, "{outcomes} outcomes of {packets} packets: {counters:#}");
     Ok(())
 }
 

@@ -76,23 +76,10 @@ fn a_device_that_cannot_be_opened_is_told_with_help() -> Result<()> {
     require_tunneld!();
     let lab = Lab::new()?;
     for tun in [Tun::Closed, Tun::Missing] {
-        let seen = lab
-            .exec("true")
-            .who(Who::Nobody)
-            .tun(tun)
-            .run()?
-            .code(125)?;
+        let seen = lab.exec("true").who(Who::Nobody).tun(tun).run()?.code(125)?;
         let stderr = &seen.finished.stderr;
-        let lines = |start| {
-            stderr
-                .lines()
-                .filter(|line| line.starts_with(start))
-                .count()
-        };
-        ensure!(
-            lines("error: ") == 1 && lines("help: ") == 1,
-            "{tun:?}: {stderr}"
-        );
+        let lines = |start| stderr.lines().filter(|line| line.starts_with(start)).count();
+        ensure!(lines("error: ") == 1 && lines("help: ") == 1, "{tun:?}: {stderr}");
         ensure!(stderr.contains("/dev/net/tun"), "{tun:?}: {stderr}");
     }
     Ok(())
@@ -103,20 +90,10 @@ fn a_bad_policy_or_configuration_starts_nothing() -> Result<()> {
     require_root!();
     require_tunneld!();
     let lab = Lab::new()?;
-    let seen = lab
-        .exec("echo")
-        .arg("ran")
-        .policy("alow tcp\ndefault allow")
-        .run()?
-        .code(125)?;
+    let seen = lab.exec("echo").arg("ran").policy("alow tcp\ndefault allow").run()?.code(125)?;
     ensure!(seen.stdout().is_empty(), "{seen:#?}");
     ensure!(seen.finished.stderr.contains("alow"), "{seen:#?}");
-    let seen = lab
-        .exec("echo")
-        .arg("ran")
-        .config("[limits]\nflowz = 3\n")
-        .run()?
-        .code(125)?;
+    let seen = lab.exec("echo").arg("ran").config("[limits]\nflowz = 3\n").run()?.code(125)?;
     ensure!(seen.stdout().is_empty(), "{seen:#?}");
     ensure!(seen.finished.stderr.contains("flowz"), "{seen:#?}");
     Ok(())
@@ -129,16 +106,8 @@ fn the_program_keeps_its_user_and_its_input() -> Result<()> {
     let seen = lab.exec("cat").input("a line\n").run()?.success()?;
     ensure!(seen.stdout() == "a line\n", "{seen:#?}");
     for (who, uid) in [(Who::Root, "0"), (Who::Nobody, "65534")] {
-        let seen = lab
-            .exec("sh")
-            .who(who)
-            .args(["-c", "id -u; id -g"])
-            .run()?
-            .success()?;
-        ensure!(
-            seen.stdout() == format!("{uid}\n{uid}\n"),
-            "{who:?}: {seen:#?}"
-        );
+        let seen = lab.exec("sh").who(who).args(["-c", "id -u; id -g"]).run()?.success()?;
+        ensure!(seen.stdout() == format!("{uid}\n{uid}\n"), "{who:?}: {seen:#?}");
     }
     let seen = lab
         .exec("sh")
@@ -148,10 +117,7 @@ fn the_program_keeps_its_user_and_its_input() -> Result<()> {
         .success()?;
     let none = |line: &str| line.ends_with("0000000000000000");
     ensure!(seen.stdout().lines().count() == 3, "{seen:#?}");
-    ensure!(
-        seen.stdout().lines().all(none),
-        "no capability expected: {seen:#?}"
-    );
+    ensure!(seen.stdout().lines().all(none), "no capability expected: {seen:#?}");
     Ok(())
 }
 
@@ -173,10 +139,7 @@ fn signals_are_passed_on() -> Result<()> {
             shell.running.wait_for("ready")?;
             shell.running.signal(signal)?;
             let seen = shell.wait()?.code(3)?;
-            ensure!(
-                seen.stdout().contains(&format!("got {name}")),
-                "{who:?}: {seen:#?}"
-            );
+            ensure!(seen.stdout().contains(&format!("got {name}")), "{who:?}: {seen:#?}");
         }
     }
     Ok(())
@@ -188,11 +151,7 @@ fn a_killed_tunneld_takes_its_child_along() -> Result<()> {
     require_tunneld!();
     let lab = Lab::new()?;
     for who in Who::ALL {
-        let shell = lab
-            .exec("sh")
-            .who(who)
-            .args(["-c", "echo ready; exec sleep 300"])
-            .spawn()?;
+        let shell = lab.exec("sh").who(who).args(["-c", "echo ready; exec sleep 300"]).spawn()?;
         shell.running.wait_for("ready")?;
         let all = process::descendants(shell.running.pid());
         // tunneld and the program at least.
@@ -204,10 +163,7 @@ fn a_killed_tunneld_takes_its_child_along() -> Result<()> {
             if left.is_empty() {
                 break;
             }
-            ensure!(
-                Instant::now() < limit,
-                "{who:?}: {left:?} of {all:?} outlived tunneld"
-            );
+            ensure!(Instant::now() < limit, "{who:?}: {left:?} of {all:?} outlived tunneld");
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -228,10 +184,7 @@ fn the_hosts_loopback_is_reached_by_its_name_alone() -> Result<()> {
         let seen = get(&["--host-loopback", inside], inside)?.success()?;
         ensure!(seen.stdout() == PAGE, "{inside}: {seen:#?}");
         // Not without the option, and its own loopback is inside's own.
-        ensure!(
-            get(&[], inside)?.finished.code() == 7,
-            "{inside} without the option"
-        );
+        ensure!(get(&[], inside)?.finished.code() == 7, "{inside} without the option");
         let seen = get(&["--host-loopback", inside], loopback)?;
         ensure!(seen.finished.code() == 7, "{loopback}: {seen:#?}");
     }
@@ -253,11 +206,7 @@ fn the_host_is_the_same_before_and_after() -> Result<()> {
             .success()?;
         before.demand(&Host::of(&lab.host)?, "after a run")?;
 
-        let sleep = lab
-            .exec("sh")
-            .who(who)
-            .args(["-c", "echo ready; exec sleep 300"])
-            .spawn()?;
+        let sleep = lab.exec("sh").who(who).args(["-c", "echo ready; exec sleep 300"]).spawn()?;
         sleep.running.wait_for("ready")?;
         before.demand(&Host::of(&lab.host)?, "while one runs")?;
         sleep.running.signal(Signal::KILL)?;
@@ -280,11 +229,7 @@ impl Host {
         let mut network = BTreeMap::new();
         for family in ["-4", "-6"] {
             for object in ["address", "rule", "route"] {
-                let table: &[&str] = if object == "route" {
-                    &["table", "all"]
-                } else {
-                    &[]
-                };
+                let table: &[&str] = if object == "route" { &["table", "all"] } else { &[] };
                 let args = [&[family, object, "show"], table].concat();
                 network.insert(args.join(" "), netns.output("ip", &args)?);
             }
@@ -292,20 +237,13 @@ impl Host {
         network.insert("link".into(), netns.output("ip", &["link", "show"])?);
         let mut etc = BTreeMap::new();
         walk(Path::new("/etc"), &mut etc);
-        Ok(Self {
-            network,
-            etc,
-            mounts: fs::read_to_string("/proc/self/mountinfo")?,
-        })
+        Ok(Self { network, etc, mounts: fs::read_to_string("/proc/self/mountinfo")? })
     }
 
     fn demand(&self, now: &Self, when: &str) -> Result<()> {
         for (what, before) in &self.network {
             let after = &now.network[what];
-            ensure!(
-                before == after,
-                "ip {what} {when}: was\n{before}\nis\n{after}"
-            );
+            ensure!(before == after, "ip {what} {when}: was\n{before}\nis\n{after}");
         }
         let changed: Vec<_> = self
             .etc
@@ -314,12 +252,7 @@ impl Host {
             .filter(|path| self.etc.get(*path) != now.etc.get(*path))
             .collect();
         ensure!(changed.is_empty(), "/etc {when}: {changed:?}");
-        ensure!(
-            self.mounts == now.mounts,
-            "mounts {when}: {}\n{}",
-            self.mounts,
-            now.mounts
-        );
+        ensure!(self.mounts == now.mounts, "mounts {when}: {}\n{}", self.mounts, now.mounts);
         Ok(())
     }
 }
@@ -332,13 +265,7 @@ fn walk(directory: &Path, into: &mut BTreeMap<String, (u64, i64, i64, u32, u64)>
         if facts.is_dir() {
             walk(&entry.path(), into);
         }
-        let facts = (
-            facts.size(),
-            facts.mtime(),
-            facts.mtime_nsec(),
-            facts.mode(),
-            facts.ino(),
-        );
+        let facts = (facts.size(), facts.mtime(), facts.mtime_nsec(), facts.mode(), facts.ino());
         into.insert(entry.path().display().to_string(), facts);
     }
 }

@@ -23,18 +23,8 @@ fn every_address_behaves_as_planned() -> Result<()> {
         ("near", plan::NEAR6, server.port(), ""),
         ("second", plan::GOOD4_SECOND, server.port(), ""),
         ("second", plan::GOOD6_SECOND, server.port(), ""),
-        (
-            "closed port",
-            plan::GOOD4,
-            plan::CLOSED_PORT,
-            "ECONNREFUSED",
-        ),
-        (
-            "closed port",
-            plan::GOOD6,
-            plan::CLOSED_PORT,
-            "ECONNREFUSED",
-        ),
+        ("closed port", plan::GOOD4, plan::CLOSED_PORT, "ECONNREFUSED"),
+        ("closed port", plan::GOOD6, plan::CLOSED_PORT, "ECONNREFUSED"),
         ("no network", plan::NET_UNREACHABLE4, 80, "ENETUNREACH"),
         ("no network", plan::NET_UNREACHABLE6, 80, "ENETUNREACH"),
         ("no host", plan::HOST_UNREACHABLE4, 80, "EHOSTUNREACH"),
@@ -56,10 +46,7 @@ fn every_address_behaves_as_planned() -> Result<()> {
             seen["errno"].as_str().unwrap_or("") == errno,
             "{name} {address}: `{errno}` expected, seen {seen}"
         );
-        ensure!(
-            seen["micros"].as_u64() < Some(50_000),
-            "{name} {address}: too slow: {seen}"
-        );
+        ensure!(seen["micros"].as_u64() < Some(50_000), "{name} {address}: too slow: {seen}");
     }
     for address in [plan::SILENT4, plan::SILENT6] {
         let seen = lab
@@ -69,10 +56,7 @@ fn every_address_behaves_as_planned() -> Result<()> {
             .run()?
             .success()?
             .json()?;
-        ensure!(
-            seen["connected"] == false && seen["errno"].is_null(),
-            "{address}: {seen}"
-        );
+        ensure!(seen["connected"] == false && seen["errno"].is_null(), "{address}: {seen}");
     }
     for address in [plan::UNROUTED4, plan::UNROUTED6] {
         let seen = lab
@@ -95,31 +79,14 @@ fn endpoints_carry_the_pattern() -> Result<()> {
     let down = TcpServer::start(&lab.server, 0, source(length))?;
     let up = TcpServer::start(&lab.server, 0, sink)?;
     let udp = UdpServer::echo(&lab.server, plan::GOOD6, 0)?;
-    let ask = |words: &[&str]| {
-        lab.exec("probe")
-            .way(Way::Kernel)
-            .args(words)
-            .run()?
-            .success()?
-            .json()
-    };
+    let ask =
+        |words: &[&str]| lab.exec("probe").way(Way::Kernel).args(words).run()?.success()?.json();
     let seen = ask(&["download", "203.0.113.1", &down.port().to_string()])?;
     ensure!(seen["received"] == length, "{seen}");
-    let seen = ask(&[
-        "upload",
-        "2001:db8:f1::1",
-        &up.port().to_string(),
-        &length.to_string(),
-    ])?;
+    let seen = ask(&["upload", "2001:db8:f1::1", &up.port().to_string(), &length.to_string()])?;
     ensure!(seen["counted"] == length, "{seen}");
     ensure!(up.sessions(1)?[0].received == length);
-    let seen = ask(&[
-        "udp-echo",
-        "2001:db8:f1::1",
-        &udp.port().to_string(),
-        "100",
-        "1200",
-    ])?;
+    let seen = ask(&["udp-echo", "2001:db8:f1::1", &udp.port().to_string(), "100", "1200"])?;
     ensure!(seen["answered"] == 100, "{seen}");
     Ok(())
 }
@@ -154,16 +121,10 @@ fn an_unprivileged_program_finds_the_device_and_its_binary() -> Result<()> {
         .exec("sh")
         .way(Way::Kernel)
         .who(Who::Nobody)
-        .args([
-            "-c",
-            "id -u; id -G; : <>/dev/net/tun && echo open; grep CapEff /proc/self/status",
-        ])
+        .args(["-c", "id -u; id -G; : <>/dev/net/tun && echo open; grep CapEff /proc/self/status"])
         .run()?
         .success()?;
-    ensure!(
-        seen.stdout() == "65534\n65534\nopen\nCapEff:\t0000000000000000\n",
-        "{seen:#?}"
-    );
+    ensure!(seen.stdout() == "65534\n65534\nopen\nCapEff:\t0000000000000000\n", "{seen:#?}");
     let seen = lab
         .exec("probe")
         .way(Way::Kernel)

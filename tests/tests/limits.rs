@@ -18,10 +18,7 @@ fn heavy_seventy_thousand_syns_to_a_black_hole_fit_the_limit() -> Result<()> {
     let server = TcpServer::start(&lab.server, 0, echo)?;
     // The process itself, before it holds a flow.
     let base = if Way::of_this_run() == Way::Tunneld {
-        let idle = lab
-            .exec("sh")
-            .args(["-c", "echo ready; sleep 60"])
-            .spawn()?;
+        let idle = lab.exec("sh").args(["-c", "echo ready; sleep 60"]).spawn()?;
         idle.running.wait_for("ready")?;
         process::cost(&idle.tunneld_pids()).rss_kib
     } else {
@@ -50,14 +47,8 @@ fn heavy_seventy_thousand_syns_to_a_black_hole_fit_the_limit() -> Result<()> {
         let syns = next()?;
         ensure!(syns["sent"] == 70_000, "{who:?}: {syns}");
         let connect = next()?;
-        ensure!(
-            connect["connected"] == true,
-            "{who:?}: a new flow must connect: {connect}"
-        );
-        ensure!(
-            connect["micros"].as_u64() < Some(2_000_000),
-            "{who:?}: {connect}"
-        );
+        ensure!(connect["connected"] == true, "{who:?}: a new flow must connect: {connect}");
+        ensure!(connect["micros"].as_u64() < Some(2_000_000), "{who:?}: {connect}");
         ensure!(
             cost.peak_kib < base + LIMIT_KIB,
             "{who:?}: at most {base} + {LIMIT_KIB} KiB expected: {cost:?}"
@@ -76,10 +67,7 @@ fn heavy_flows_that_end_give_back_what_they_held() -> Result<()> {
         to = plan::GOOD4,
         port = server.port()
     );
-    let run = lab
-        .exec("sh")
-        .args(["-c", &script])
-        .spawn_with_open_input()?;
+    let run = lab.exec("sh").args(["-c", &script]).spawn_with_open_input()?;
     run.running.wait_for("before")?;
     let before = process::cost(&run.tunneld_pids());
     run.running.close_input();
@@ -87,11 +75,7 @@ fn heavy_flows_that_end_give_back_what_they_held() -> Result<()> {
     // TIME-WAIT of the stack is ten seconds; descriptors go with the far side's end.
     std::thread::sleep(Duration::from_secs(1));
     let after = process::cost(&run.tunneld_pids());
-    ensure!(
-        run.running.stdout().contains("{\"connected\":3000}"),
-        "{}",
-        run.running.stdout()
-    );
+    ensure!(run.running.stdout().contains("{\"connected\":3000}"), "{}", run.running.stdout());
     ensure!(
         after.descriptors <= before.descriptors + 8,
         "descriptors were {} and are {}",

@@ -34,10 +34,7 @@ fn a_name_of_the_hosts_own_server_is_found() -> Result<()> {
     let dns = names(&lab)?;
     let own = |text: &str| format!("{OWN_ETC} {text}");
     let shapes = [
-        (
-            "a file",
-            own("echo 'nameserver 203.0.113.1' > /etc/resolv.conf"),
-        ),
+        ("a file", own("echo 'nameserver 203.0.113.1' > /etc/resolv.conf")),
         (
             "a link",
             own(
@@ -63,20 +60,10 @@ fn a_name_of_the_hosts_own_server_is_found() -> Result<()> {
                 .run()?
                 .success()?;
             ensure!(seen.stdout() == PAGE, "{shape}: {name}: {seen:#?}");
-            ensure!(
-                dns.queries() > before,
-                "{shape}: {name}: the host's server was not asked"
-            );
+            ensure!(dns.queries() > before, "{shape}: {name}: the host's server was not asked");
         }
-        let seen = lab
-            .exec("getent")
-            .prepare(&script)
-            .args(["hosts", "none.example"])
-            .run()?;
-        ensure!(
-            seen.finished.code() == 2,
-            "{shape}: a name that does not exist: {seen:#?}"
-        );
+        let seen = lab.exec("getent").prepare(&script).args(["hosts", "none.example"]).run()?;
+        ensure!(seen.finished.code() == 2, "{shape}: a name that does not exist: {seen:#?}");
     }
     Ok(())
 }
@@ -88,10 +75,7 @@ fn a_host_without_a_name_server_still_runs_programs() -> Result<()> {
     let server = TcpServer::start(&lab.server, 0, page)?;
     for (shape, script) in [
         ("missing", ""),
-        (
-            "dangling",
-            "ln -s /run/no/such/resolv.conf /etc/resolv.conf",
-        ),
+        ("dangling", "ln -s /run/no/such/resolv.conf /etc/resolv.conf"),
         ("empty", ": > /etc/resolv.conf"),
     ] {
         let seen = lab
@@ -115,13 +99,8 @@ fn a_host_that_renames_its_file_takes_nothing_away() -> Result<()> {
     // The shell's input is closed once the host has renamed its file.
     let shell = lab
         .exec("sh")
-        .prepare(&format!(
-            "{OWN_ETC} echo 'nameserver 203.0.113.1' > /etc/resolv.conf"
-        ))
-        .args([
-            "-c",
-            "echo ready; read line; cat /etc/resolv.conf; getent hosts six.example",
-        ])
+        .prepare(&format!("{OWN_ETC} echo 'nameserver 203.0.113.1' > /etc/resolv.conf"))
+        .args(["-c", "echo ready; read line; cat /etc/resolv.conf; getent hosts six.example"])
         .limit(Duration::from_secs(20))
         .spawn_with_open_input()?;
     shell.running.wait_for("ready")?;
@@ -153,9 +132,7 @@ fn names_are_answered_on_the_usual_loopback_stub_too() -> Result<()> {
     // A program that reads no resolv.conf but asks systemd-resolved's address.
     let seen = lab
         .exec("probe")
-        .prepare(&format!(
-            "{OWN_ETC} echo 'nameserver 203.0.113.1' > /etc/resolv.conf"
-        ))
+        .prepare(&format!("{OWN_ETC} echo 'nameserver 203.0.113.1' > /etc/resolv.conf"))
         .args(["dns", "127.0.0.53", "53", "page.example"])
         .run()?
         .success()?

@@ -51,15 +51,8 @@ fn twelve_errors_of_three_files_are_told_at_once() -> Result<()> {
         .env("NO_COLOR", "1")
         .output()?;
     let stderr = String::from_utf8(output.stderr)?;
-    ensure!(
-        output.status.code() == Some(1),
-        "{}: {stderr}",
-        output.status
-    );
-    let errors = stderr
-        .lines()
-        .filter(|line| line.starts_with("error"))
-        .count();
+    ensure!(output.status.code() == Some(1), "{}: {stderr}", output.status);
+    let errors = stderr.lines().filter(|line| line.starts_with("error")).count();
     ensure!(errors >= 12, "12 errors expected, {errors} seen:\n{stderr}");
     for line in stderr.lines() {
         ensure!(line.chars().count() <= 80, "wider than 80 columns: {line}");
@@ -80,10 +73,7 @@ fn a_valid_policy_is_no_finding() -> Result<()> {
          expect allow tcp 198.51.100.1 to 203.0.113.9 port 443\n",
     )?;
     for path in [file.as_path(), scratch.path()] {
-        let output = Command::new(built_tunneld()?)
-            .arg("check")
-            .arg(path)
-            .output()?;
+        let output = Command::new(built_tunneld()?).arg("check").arg(path).output()?;
         ensure!(output.status.success(), "{output:#?}");
     }
     Ok(())

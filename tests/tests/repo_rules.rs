@@ -64,10 +64,8 @@ fn crates_see_each_other_only_along_the_arrows() {
             if members.contains(dependency) && !allowed.contains(&dependency) {
                 wrong.push(format!("{name} -> {dependency}: no such arrow"));
             }
-            let banned = BANS
-                .iter()
-                .find(|(member, _)| *member == name)
-                .map_or(&[][..], |ban| ban.1);
+            let banned =
+                BANS.iter().find(|(member, _)| *member == name).map_or(&[][..], |ban| ban.1);
             if banned.contains(&dependency) {
                 wrong.push(format!("{name} -> {dependency}: banned"));
             }
@@ -84,21 +82,9 @@ fn every_crate_takes_the_rules_of_the_workspace() {
         let name = text(package, "name");
         let manifest = fs::read_to_string(text(package, "manifest_path")).unwrap();
         let manifest: toml::Table = manifest.parse().unwrap();
-        assert_eq!(
-            manifest["lints"]["workspace"].as_bool(),
-            Some(true),
-            "{name}: [lints]"
-        );
-        assert_eq!(
-            text(package, "license"),
-            "MIT OR Apache-2.0",
-            "{name}: licence"
-        );
-        assert_eq!(
-            package["publish"],
-            Value::Array(Vec::new()),
-            "{name}: publish = false"
-        );
+        assert_eq!(manifest["lints"]["workspace"].as_bool(), Some(true), "{name}: [lints]");
+        assert_eq!(text(package, "license"), "MIT OR Apache-2.0", "{name}: licence");
+        assert_eq!(package["publish"], Value::Array(Vec::new()), "{name}: publish = false");
         assert_eq!(text(package, "edition"), "2024", "{name}: edition");
         for (table, dependency) in manifest
             .iter()
@@ -115,20 +101,14 @@ fn every_crate_takes_the_rules_of_the_workspace() {
 
 #[test]
 fn licences_of_dependencies_are_those_of_deny_toml() {
-    let deny: toml::Table = fs::read_to_string(root().join("deny.toml"))
-        .unwrap()
-        .parse()
-        .unwrap();
+    let deny: toml::Table = fs::read_to_string(root().join("deny.toml")).unwrap().parse().unwrap();
     let allowed = strings(&deny["licenses"]["allow"]);
     let exceptions: BTreeMap<String, BTreeSet<String>> = deny["licenses"]["exceptions"]
         .as_array()
         .unwrap()
         .iter()
         .map(|exception| {
-            (
-                exception["crate"].as_str().unwrap().to_owned(),
-                strings(&exception["allow"]),
-            )
+            (exception["crate"].as_str().unwrap().to_owned(), strings(&exception["allow"]))
         })
         .collect();
 
@@ -156,21 +136,12 @@ fn a_file_is_about_one_idea() {
     let mut wrong = Vec::new();
     for path in files("rs") {
         let text = fs::read_to_string(root().join(&path)).unwrap();
-        let lines = text
-            .lines()
-            .take_while(|line| !line.starts_with("mod tests"))
-            .count();
+        let lines = text.lines().take_while(|line| !line.starts_with("mod tests")).count();
         if lines > LINES {
-            wrong.push(format!(
-                "{}: {lines} lines before its tests",
-                path.display()
-            ));
+            wrong.push(format!("{}: {lines} lines before its tests", path.display()));
         }
         if !text.starts_with("//!") {
-            wrong.push(format!(
-                "{}: does not say in its first line what it is",
-                path.display()
-            ));
+            wrong.push(format!("{}: does not say in its first line what it is", path.display()));
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -179,10 +150,8 @@ fn a_file_is_about_one_idea() {
 #[test]
 fn nothing_names_the_machine_it_was_written_on() {
     // Put together here, so that this file does not hold what it looks for.
-    let places: Vec<String> = ["work", "root", "home"]
-        .iter()
-        .map(|place| format!("/{place}/"))
-        .collect();
+    let places: Vec<String> =
+        ["work", "root", "home"].iter().map(|place| format!("/{place}/")).collect();
     let mut wrong = Vec::new();
     for path in files("") {
         // What is no text has no such line.
@@ -210,29 +179,15 @@ fn nothing_names_the_machine_it_was_written_on() {
 fn scripts_can_be_run() {
     use std::os::unix::fs::PermissionsExt as _;
     for script in ["tests/run", ".ci/run"] {
-        let mode = fs::metadata(root().join(script))
-            .unwrap()
-            .permissions()
-            .mode();
+        let mode = fs::metadata(root().join(script)).unwrap().permissions().mode();
         assert_eq!(mode & 0o111, 0o111, "{script} is executable");
-        let checked = Command::new("bash")
-            .arg("-n")
-            .arg(root().join(script))
-            .output()
-            .unwrap();
-        assert!(
-            checked.status.success(),
-            "{}",
-            String::from_utf8_lossy(&checked.stderr)
-        );
+        let checked = Command::new("bash").arg("-n").arg(root().join(script)).output().unwrap();
+        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
     }
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("as documented")
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("as documented").to_owned()
 }
 
 fn metadata() -> Value {
@@ -242,11 +197,7 @@ fn metadata() -> Value {
         .current_dir(root())
         .output()
         .expect("it starts");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("as documented")
 }
 
@@ -274,9 +225,7 @@ fn dependencies(package: &Value) -> impl Iterator<Item = &str> {
 }
 
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
-    value[field]
-        .as_str()
-        .unwrap_or_else(|| panic!("no `{field}` in {value}"))
+    value[field].as_str().unwrap_or_else(|| panic!("no `{field}` in {value}"))
 }
 
 fn strings(list: &toml::Value) -> BTreeSet<String> {
@@ -294,11 +243,7 @@ fn files(extension: &str) -> Vec<PathBuf> {
         .current_dir(root())
         .output()
         .expect("it starts");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let list = String::from_utf8(output.stdout).expect("UTF-8");
     let found: Vec<PathBuf> = list
         .lines()
@@ -312,10 +257,7 @@ fn files(extension: &str) -> Vec<PathBuf> {
 
 /// Whether an SPDX expression holds when `ok` says so of each licence in it.
 fn satisfied(expression: &str, ok: &impl Fn(&str) -> bool) -> bool {
-    let spaced = expression
-        .replace('(', " ( ")
-        .replace(')', " ) ")
-        .replace('/', " OR ");
+    let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
     let mut words = &words[..];
     let holds = any_of(&mut words, ok);
@@ -350,9 +292,7 @@ fn one(words: &mut &[&str], ok: &impl Fn(&str) -> bool) -> bool {
         ["(", rest @ ..] => {
             *words = rest;
             let holds = any_of(words, ok);
-            let [")", rest @ ..] = *words else {
-                panic!("`)` expected at {words:?}")
-            };
+            let [")", rest @ ..] = *words else { panic!("`)` expected at {words:?}") };
             *words = rest;
             holds
         }

@@ -31,25 +31,18 @@ fn a_thousand_flows_blocked_by_their_source_send_no_frame() -> Result<()> {
         // The control: one flow that is let through is seen, its question included.
         lab.host.ip("neighbour flush all\n")?;
         let control = capture()?;
-        lab.exec("probe")
-            .args(["connect", &to, &tcp_port])
-            .run()?
-            .success()?;
+        lab.exec("probe").args(["connect", &to, &tcp_port]).run()?.success()?;
         control.wait_for_one()?;
-        ensure!(
-            control.finish()?.matched >= 2,
-            "{address}: question and SYN expected"
-        );
+        ensure!(control.finish()?.matched >= 2, "{address}: question and SYN expected");
         if Way::of_this_run() == Way::Kernel {
             continue;
         }
 
         lab.host.ip("neighbour flush all\n")?;
         let blocked = capture()?;
-        for (question, port, errno) in [
-            ("outcomes", &tcp_port, "ECONNREFUSED"),
-            ("udp-outcomes", &udp_port, blocked_udp),
-        ] {
+        for (question, port, errno) in
+            [("outcomes", &tcp_port, "ECONNREFUSED"), ("udp-outcomes", &udp_port, blocked_udp)]
+        {
             let seen = lab
                 .exec("probe")
                 .policy(BY_SOURCE)
@@ -72,20 +65,13 @@ fn a_thousand_flows_blocked_by_their_source_send_no_frame() -> Result<()> {
             }
         }
         let seen = blocked.finish()?;
-        ensure!(
-            seen.matched == 0,
-            "{address}: frames left before the verdict: {seen:#?}"
-        );
+        ensure!(seen.matched == 0, "{address}: frames left before the verdict: {seen:#?}");
     }
     Ok(())
 }
 
 fn blocked_by_source(flow: &Value, address: IpAddr) -> Result<()> {
-    let source = if address.is_ipv4() {
-        plan::HOST4
-    } else {
-        plan::HOST6
-    };
+    let source = if address.is_ipv4() { plan::HOST4 } else { plan::HOST6 };
     // Nothing was bound, so there is no port to tell.
     ensure!(
         flow["source"] == source.to_string()
@@ -119,10 +105,7 @@ fn a_source_rule_tells_the_links_apart() -> Result<()> {
                 .args(["connect", &address.to_string(), &server.port().to_string()])
                 .run()?
                 .success()?;
-            ensure!(
-                seen.json()?["connected"] == allowed,
-                "{who:?} {address}: {seen:#?}"
-            );
+            ensure!(seen.json()?["connected"] == allowed, "{who:?} {address}: {seen:#?}");
             let flow = seen.flow_to(address, server.port())?;
             if allowed {
                 holds_the_truth(&seen, &flow, &server, address)?;
@@ -144,36 +127,12 @@ fn a_device_rule_and_a_client_rule_hold() -> Result<()> {
     let cases = [
         ("block egress up1\ndefault allow", plan::GOOD4, true),
         ("block egress up1\ndefault allow", plan::GOOD4_SECOND, false),
-        (
-            "block egress 192.0.2.129\ndefault allow",
-            plan::GOOD4_SECOND,
-            false,
-        ),
-        (
-            "allow client 198.18.0.0/15 2001:2::/48\ndefault block",
-            plan::GOOD4,
-            true,
-        ),
-        (
-            "allow client 198.18.0.0/15 2001:2::/48\ndefault block",
-            plan::GOOD6,
-            true,
-        ),
-        (
-            "block client 198.18.0.0/15\ndefault allow",
-            plan::GOOD4,
-            false,
-        ),
-        (
-            "allow from 192.0.2.0/25 port 1-65535\ndefault block",
-            plan::GOOD4,
-            true,
-        ),
-        (
-            "allow from 192.0.2.0/25\ndefault block",
-            plan::GOOD4_SECOND,
-            false,
-        ),
+        ("block egress 192.0.2.129\ndefault allow", plan::GOOD4_SECOND, false),
+        ("allow client 198.18.0.0/15 2001:2::/48\ndefault block", plan::GOOD4, true),
+        ("allow client 198.18.0.0/15 2001:2::/48\ndefault block", plan::GOOD6, true),
+        ("block client 198.18.0.0/15\ndefault allow", plan::GOOD4, false),
+        ("allow from 192.0.2.0/25 port 1-65535\ndefault block", plan::GOOD4, true),
+        ("allow from 192.0.2.0/25\ndefault block", plan::GOOD4_SECOND, false),
     ];
     for (policy, address, allowed) in cases {
         let seen = lab
@@ -237,9 +196,6 @@ fn holds_the_truth(
         flow["source"] == *peer && flow["verdict"] == "allow" && flow["via"] == "direct",
         "{address}: the far side saw {peer}: {flow:#}\n{seen:#?}"
     );
-    ensure!(
-        flow["owner"]["uid"].is_u64(),
-        "{address}: an owner expected: {flow:#}"
-    );
+    ensure!(flow["owner"]["uid"].is_u64(), "{address}: an owner expected: {flow:#}");
     Ok(())
 }

@@ -24,12 +24,7 @@ const SOON: u64 = 50_000;
 const MIB: u64 = 1024;
 
 fn ask(lab: &Lab, who: Who, words: &[&str]) -> Result<Value> {
-    lab.exec("probe")
-        .who(who)
-        .args(words)
-        .run()?
-        .success()?
-        .json()
+    lab.exec("probe").who(who).args(words).run()?.success()?.json()
 }
 
 fn text(address: IpAddr) -> String {
@@ -47,32 +42,12 @@ fn connect_gives_the_error_of_the_far_side() -> Result<()> {
         ("connected", plan::GOOD6, open, ""),
         ("refused", plan::GOOD4, plan::CLOSED_PORT, "ECONNREFUSED"),
         ("refused", plan::GOOD6, plan::CLOSED_PORT, "ECONNREFUSED"),
-        (
-            "refused on the link",
-            plan::NEAR4,
-            plan::CLOSED_PORT,
-            "ECONNREFUSED",
-        ),
-        (
-            "refused on the link",
-            plan::NEAR6,
-            plan::CLOSED_PORT,
-            "ECONNREFUSED",
-        ),
+        ("refused on the link", plan::NEAR4, plan::CLOSED_PORT, "ECONNREFUSED"),
+        ("refused on the link", plan::NEAR6, plan::CLOSED_PORT, "ECONNREFUSED"),
         ("net unreachable", plan::NET_UNREACHABLE4, 80, "ENETUNREACH"),
         ("net unreachable", plan::NET_UNREACHABLE6, 80, "ENETUNREACH"),
-        (
-            "host unreachable",
-            plan::HOST_UNREACHABLE4,
-            80,
-            "EHOSTUNREACH",
-        ),
-        (
-            "host unreachable",
-            plan::HOST_UNREACHABLE6,
-            80,
-            "EHOSTUNREACH",
-        ),
+        ("host unreachable", plan::HOST_UNREACHABLE4, 80, "EHOSTUNREACH"),
+        ("host unreachable", plan::HOST_UNREACHABLE6, 80, "EHOSTUNREACH"),
         ("prohibited", plan::PROHIBITED4, 80, "EHOSTUNREACH"),
         ("prohibited", plan::PROHIBITED6, 80, "EACCES"),
         ("no route", plan::UNROUTED4, 80, "ENETUNREACH"),
@@ -84,9 +59,7 @@ fn connect_gives_the_error_of_the_far_side() -> Result<()> {
             let seen = ask(&lab, who, &["connect", &text(address), &port.to_string()])?;
             let micros = seen["micros"].as_u64().unwrap_or(u64::MAX);
             if seen["errno"].as_str().unwrap_or("") != errno || micros > SOON {
-                wrong.push(format!(
-                    "{who:?} {name} {address}: `{errno}` expected, seen {seen}"
-                ));
+                wrong.push(format!("{who:?} {name} {address}: `{errno}` expected, seen {seen}"));
             }
         }
     }
@@ -110,19 +83,10 @@ fn a_blocked_flow_is_refused_at_once() -> Result<()> {
                 .run()?
                 .success()?;
             let answer = seen.json()?;
-            ensure!(
-                answer["errno"] == "ECONNREFUSED",
-                "{who:?} {address}: {seen:#?}"
-            );
-            ensure!(
-                answer["micros"].as_u64() < Some(SOON),
-                "{who:?} {address}: {answer}"
-            );
+            ensure!(answer["errno"] == "ECONNREFUSED", "{who:?} {address}: {seen:#?}");
+            ensure!(answer["micros"].as_u64() < Some(SOON), "{who:?} {address}: {answer}");
             let flow = seen.flow_to(address, server.port())?;
-            ensure!(
-                flow["verdict"] == "block" && flow["reason"] == "policy",
-                "{flow:#}"
-            );
+            ensure!(flow["verdict"] == "block" && flow["reason"] == "policy", "{flow:#}");
         }
     }
     ensure!(server.accepted() == 0, "a blocked flow arrived");
@@ -142,14 +106,8 @@ fn a_dropped_flow_is_silence() -> Result<()> {
         .run()?
         .success()?;
     let answer = seen.json()?;
-    ensure!(
-        answer["connected"] == false && answer["errno"].is_null(),
-        "{seen:#?}"
-    );
-    ensure!(
-        seen.flow_to(plan::GOOD4, server.port())?["verdict"] == "drop",
-        "{seen:#?}"
-    );
+    ensure!(answer["connected"] == false && answer["errno"].is_null(), "{seen:#?}");
+    ensure!(seen.flow_to(plan::GOOD4, server.port())?["verdict"] == "drop", "{seen:#?}");
     ensure!(server.accepted() == 0, "a dropped flow arrived");
     Ok(())
 }
@@ -162,13 +120,8 @@ fn a_black_hole_never_connects_and_is_one_flow() -> Result<()> {
     const WAIT: &str = "3500";
     let mut runs = Vec::new();
     for address in [plan::SILENT4, plan::SILENT6] {
-        let syns = Capture::start(&lab.server, "far0", move |frame| {
-            frame.is_syn_to(address, 80)
-        })?;
-        let run = lab
-            .exec("probe")
-            .args(["connect", &text(address), "80", WAIT])
-            .spawn()?;
+        let syns = Capture::start(&lab.server, "far0", move |frame| frame.is_syn_to(address, 80))?;
+        let run = lab.exec("probe").args(["connect", &text(address), "80", WAIT]).spawn()?;
         runs.push((address, syns, run));
     }
     for (address, syns, run) in runs {
@@ -189,10 +142,7 @@ fn a_black_hole_never_connects_and_is_one_flow() -> Result<()> {
             })
             .collect();
         ports.dedup();
-        ensure!(
-            ports.len() == 1,
-            "{address}: one connection expected, seen {syns:#?}"
-        );
+        ensure!(ports.len() == 1, "{address}: one connection expected, seen {syns:#?}");
         if Way::of_this_run() == Way::Tunneld {
             let flow = seen.flow_to(address, 80)?;
             ensure!(flow["verdict"] == "allow", "{flow:#}");
@@ -213,17 +163,11 @@ fn either_side_may_end_its_half_first() -> Result<()> {
         let to = text(address);
         let port = after_end.port().to_string();
         let seen = ask(&lab, Who::Root, &["half-close", &to, &port, &length])?;
-        ensure!(
-            seen["received"] == LENGTH,
-            "app ends first, {address}: {seen}"
-        );
+        ensure!(seen["received"] == LENGTH, "app ends first, {address}: {seen}");
 
         let port = ends_first.port().to_string();
         let seen = ask(&lab, Who::Root, &["send-after-end", &to, &port, &length])?;
-        ensure!(
-            seen["received"] == LENGTH && seen["errno"].is_null(),
-            "{address}: {seen}"
-        );
+        ensure!(seen["received"] == LENGTH && seen["errno"].is_null(), "{address}: {seen}");
         let session = &ends_first.sessions(count + 1)?[count];
         ensure!(
             session.received == LENGTH && session.error.is_none(),
@@ -241,25 +185,14 @@ fn a_reset_is_a_reset_on_both_sides() -> Result<()> {
     let resetting = TcpServer::start(&lab.server, 0, reset_after_one)?;
     for (count, address) in [plan::GOOD4, plan::GOOD6].into_iter().enumerate() {
         let to = text(address);
-        ask(
-            &lab,
-            Who::Root,
-            &["reset", &to, &echoing.port().to_string()],
-        )?;
+        ask(&lab, Who::Root, &["reset", &to, &echoing.port().to_string()])?;
         let session = &echoing.sessions(count + 1)?[count];
         ensure!(
             session.error == Some(libc::ECONNRESET),
             "the app's reset at the far side, {address}: {session:?}"
         );
-        let seen = ask(
-            &lab,
-            Who::Root,
-            &["await-reset", &to, &resetting.port().to_string()],
-        )?;
-        ensure!(
-            seen["errno"] == "ECONNRESET",
-            "the far side's reset, {address}: {seen}"
-        );
+        let seen = ask(&lab, Who::Root, &["await-reset", &to, &resetting.port().to_string()])?;
+        ensure!(seen["errno"] == "ECONNRESET", "the far side's reset, {address}: {seen}");
         ensure!(seen["micros"].as_u64() < Some(500_000), "{address}: {seen}");
     }
     Ok(())
@@ -274,11 +207,7 @@ fn heavy_a_hundred_megabytes_each_way_arrive_as_they_were() -> Result<()> {
     let up = TcpServer::start(&lab.server, 0, sink)?;
     for address in [plan::GOOD4, plan::GOOD6] {
         let to = text(address);
-        let seen = ask(
-            &lab,
-            Who::Root,
-            &["download", &to, &down.port().to_string()],
-        )?;
+        let seen = ask(&lab, Who::Root, &["download", &to, &down.port().to_string()])?;
         ensure!(seen["received"] == LENGTH, "down, {address}: {seen}");
         let words = ["upload", &to, &up.port().to_string(), &LENGTH.to_string()];
         let seen = ask(&lab, Who::Root, &words)?;
@@ -302,10 +231,7 @@ fn heavy_ten_thousand_downloads_all_end() -> Result<()> {
         .run()?
         .success()?
         .json()?;
-    ensure!(
-        seen["complete"] == COUNT,
-        "{COUNT} complete downloads expected: {seen:#}"
-    );
+    ensure!(seen["complete"] == COUNT, "{COUNT} complete downloads expected: {seen:#}");
     let wrong: Vec<_> = server
         .sessions(COUNT as usize)?
         .into_iter()
@@ -322,20 +248,11 @@ fn heavy_a_slow_reader_slows_its_sender_and_takes_no_memory() -> Result<()> {
     let server = TcpServer::start(&lab.server, 0, source(200_000_000))?;
     let run = lab
         .exec("probe")
-        .args([
-            "slow-read",
-            "203.0.113.1",
-            &server.port().to_string(),
-            "65536",
-            "4",
-        ])
+        .args(["slow-read", "203.0.113.1", &server.port().to_string(), "65536", "4"])
         .spawn()?;
     let growth = growth_while(&run, Duration::from_secs(4));
     run.wait()?.success()?;
-    ensure!(
-        growth < 16 * MIB,
-        "tunneld grew by {growth} KiB while 200 MB waited"
-    );
+    ensure!(growth < 16 * MIB, "tunneld grew by {growth} KiB while 200 MB waited");
     Ok(())
 }
 
@@ -344,10 +261,8 @@ fn heavy_a_deaf_far_side_stops_the_program() -> Result<()> {
     require_root!();
     let lab = Lab::new()?;
     let server = TcpServer::start(&lab.server, 0, deaf(5))?;
-    let run = lab
-        .exec("probe")
-        .args(["push", "203.0.113.1", &server.port().to_string(), "4"])
-        .spawn()?;
+    let run =
+        lab.exec("probe").args(["push", "203.0.113.1", &server.port().to_string(), "4"]).spawn()?;
     let growth = growth_while(&run, Duration::from_secs(4));
     let seen = run.wait()?.success()?.json()?;
     ensure!(growth < 16 * MIB, "tunneld grew by {growth} KiB");

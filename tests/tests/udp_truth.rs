@@ -12,12 +12,7 @@ use tests::{require_root, require_tunneld};
 const SOON: u64 = 50_000;
 
 fn ask(lab: &Lab, who: Who, words: &[&str]) -> Result<Value> {
-    lab.exec("probe")
-        .who(who)
-        .args(words)
-        .run()?
-        .success()?
-        .json()
+    lab.exec("probe").who(who).args(words).run()?.success()?.json()
 }
 
 #[test]
@@ -30,15 +25,8 @@ fn datagrams_come_back_as_they_were() -> Result<()> {
             let (to, port) = (address.to_string(), server.port().to_string());
             // Empty, small, the largest of one packet, fragments, the largest of all.
             for size in [0, 1, 64, 1_452, 4_000, 65_000] {
-                let seen = ask(
-                    &lab,
-                    who,
-                    &["udp-echo", &to, &port, "20", &size.to_string()],
-                )?;
-                ensure!(
-                    seen["answered"] == 20,
-                    "{who:?} {address}, {size} bytes: {seen}"
-                );
+                let seen = ask(&lab, who, &["udp-echo", &to, &port, "20", &size.to_string()])?;
+                ensure!(seen["answered"] == 20, "{who:?} {address}, {size} bytes: {seen}");
             }
         }
     }
@@ -72,30 +60,10 @@ fn a_socket_that_asks_for_errors_gets_them() -> Result<()> {
     let cases: [(&str, IpAddr, u16, &str); 10] = [
         ("refused", plan::GOOD4, plan::CLOSED_PORT, "ECONNREFUSED"),
         ("refused", plan::GOOD6, plan::CLOSED_PORT, "ECONNREFUSED"),
-        (
-            "net unreachable",
-            plan::NET_UNREACHABLE4,
-            9_000,
-            "ENETUNREACH",
-        ),
-        (
-            "net unreachable",
-            plan::NET_UNREACHABLE6,
-            9_000,
-            "ENETUNREACH",
-        ),
-        (
-            "host unreachable",
-            plan::HOST_UNREACHABLE4,
-            9_000,
-            "EHOSTUNREACH",
-        ),
-        (
-            "host unreachable",
-            plan::HOST_UNREACHABLE6,
-            9_000,
-            "EHOSTUNREACH",
-        ),
+        ("net unreachable", plan::NET_UNREACHABLE4, 9_000, "ENETUNREACH"),
+        ("net unreachable", plan::NET_UNREACHABLE6, 9_000, "ENETUNREACH"),
+        ("host unreachable", plan::HOST_UNREACHABLE4, 9_000, "EHOSTUNREACH"),
+        ("host unreachable", plan::HOST_UNREACHABLE6, 9_000, "EHOSTUNREACH"),
         ("prohibited", plan::PROHIBITED4, 9_000, "EHOSTUNREACH"),
         ("prohibited", plan::PROHIBITED6, 9_000, "EACCES"),
         ("no route", plan::UNROUTED4, 9_000, "ENETUNREACH"),
@@ -122,15 +90,9 @@ fn check(lab: &Lab, question: &str, cases: &[(&str, IpAddr, u16, &str)]) -> Resu
     let mut wrong = Vec::new();
     for who in Who::ALL {
         for &(name, address, port, errno) in cases {
-            let seen = ask(
-                lab,
-                who,
-                &[question, &address.to_string(), &port.to_string()],
-            )?;
+            let seen = ask(lab, who, &[question, &address.to_string(), &port.to_string()])?;
             if seen["errno"] != errno || seen["micros"].as_u64() > Some(SOON) {
-                wrong.push(format!(
-                    "{who:?} {name} {address}: {errno} expected, seen {seen}"
-                ));
+                wrong.push(format!("{who:?} {name} {address}: {errno} expected, seen {seen}"));
             }
         }
     }
@@ -143,15 +105,8 @@ fn silence_is_silence() -> Result<()> {
     require_root!();
     let lab = Lab::new()?;
     for address in [plan::SILENT4, plan::SILENT6] {
-        let seen = ask(
-            &lab,
-            Who::Root,
-            &["udp-errors", &address.to_string(), "9000", "500"],
-        )?;
-        ensure!(
-            seen["answer"].is_null() && seen["errno"].is_null(),
-            "{address}: {seen}"
-        );
+        let seen = ask(&lab, Who::Root, &["udp-errors", &address.to_string(), "9000", "500"])?;
+        ensure!(seen["answer"].is_null() && seen["errno"].is_null(), "{address}: {seen}");
     }
     Ok(())
 }
@@ -178,17 +133,11 @@ fn a_blocked_datagram_is_told_and_a_dropped_one_is_not() -> Result<()> {
                     answer["errno"].as_str() == errno && answer["answer"].is_null(),
                     "{who:?} {verdict} {address}: {errno:?} expected: {seen:#?}"
                 );
-                ensure!(
-                    errno.is_none() || answer["micros"].as_u64() < Some(SOON),
-                    "{answer}"
-                );
+                ensure!(errno.is_none() || answer["micros"].as_u64() < Some(SOON), "{answer}");
                 let flow = seen.flow_to(address, server.port())?;
                 ensure!(flow["verdict"] == verdict, "{flow:#}");
             }
-            ensure!(
-                server.received() == 0,
-                "{address}: a blocked datagram arrived"
-            );
+            ensure!(server.received() == 0, "{address}: a blocked datagram arrived");
         }
     }
     Ok(())

@@ -8,6 +8,7 @@
 //!
 //! A panic while one flow is carried ends that flow alone and is counted.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -267,16 +268,14 @@ impl<D: Device> Driver<D> {
         for _ in 0..BATCH {
             let (length, offload) = match self.sockets.device().read(buffer) {
                 Ok(read) => read,
-                Err(error) => match error.kind() {
-                    std::io::ErrorKind::WouldBlock => return Ok(()),
-                    std::io::ErrorKind::Interrupted => continue,
-                    // One packet was not one; the next may be.
-                    std::io::ErrorKind::InvalidData => {
-                        self.totals.device_errors += 1;
-                        continue;
-                    }
-                    _ => return Err(DriverError::Device(error)),
-                },
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                // One packet was not one; the next may be.
+                Err(error) if error.kind() == ErrorKind::InvalidData => {
+                    self.totals.device_errors += 1;
+                    continue;
+                }
+                Err(error) => return Err(DriverError::Device(error)),
             };
             let (engine, sockets) = (&mut self.engine, &mut self.sockets);
             let handled = catch_unwind(AssertUnwindSafe(|| {
@@ -326,8 +325,8 @@ impl<D: Device> Driver<D> {
         let mut more = false;
         let mut far_over = None;
         if let Some(stream) = self.sockets.stream(id) {
-            more |= stream.to_far(&mut self.engine, now, TURN);
-            match stream.to_app(&mut self.engine, now, TURN) {
+            more |= stream.carry_out(&mut self.engine, now, TURN);
+            match stream.carry_in(&mut self.engine, now, TURN) {
                 Progress::Blocked => {}
                 Progress::More => more = true,
                 Progress::Ended => far_over = Some(Input::FarEnded(id)),

@@ -104,8 +104,12 @@ impl SpawnError {
             },
             Self::Step(stage, errno) => stage.help(*errno),
             Self::Command { errno, .. } => match *errno {
-                Errno::NOENT => "see whether it is installed and in PATH, and whether its `#!` line names a program",
-                Errno::ACCESS => "make it executable (chmod +x); a directory or a file on a noexec mount can't be run",
+                Errno::NOENT => {
+                    "see whether it is installed and in PATH, and whether its `#!` line names a program"
+                }
+                Errno::ACCESS => {
+                    "make it executable (chmod +x); a directory or a file on a noexec mount can't be run"
+                }
                 Errno::NOEXEC => "its format is none that this machine runs",
                 Errno::TOOBIG => "shorten its arguments or the environment",
                 _ => return None,
@@ -133,7 +137,9 @@ impl SpawnError {
                 Self::UserNamespace(NoUserNamespace::AppArmor, errno)
             }
             Stage::TunOpen => Self::Tun(errno),
-            Stage::TunAttach if errno == Errno::NOTTY || errno == Errno::NOTCONN => Self::Tun(errno),
+            Stage::TunAttach if errno == Errno::NOTTY || errno == Errno::NOTCONN => {
+                Self::Tun(errno)
+            }
             Stage::Unshare
             | Stage::IdMap
             | Stage::Propagation
@@ -181,9 +187,15 @@ impl NoUserNamespace {
 
     fn help(self) -> &'static str {
         match self {
-            Self::Switch => "allow them as root: sysctl kernel.unprivileged_userns_clone=1; or run tunneld as root",
-            Self::Zero => "allow them as root: sysctl user.max_user_namespaces=10000; or run tunneld as root",
-            Self::Used => "end a program that uses many, or as root: sysctl user.max_user_namespaces=100000",
+            Self::Switch => {
+                "allow them as root: sysctl kernel.unprivileged_userns_clone=1; or run tunneld as root"
+            }
+            Self::Zero => {
+                "allow them as root: sysctl user.max_user_namespaces=10000; or run tunneld as root"
+            }
+            Self::Used => {
+                "end a program that uses many, or as root: sysctl user.max_user_namespaces=100000"
+            }
             Self::AppArmor => {
                 "AppArmor restricts them; as root: sysctl kernel.apparmor_restrict_unprivileged_userns=0, or a profile for tunneld that allows `userns`; or run tunneld as root"
             }
@@ -266,15 +278,21 @@ impl Stage {
             Self::Unshare if errno == Errno::NOSPC => {
                 "as root: sysctl user.max_mnt_namespaces and user.max_net_namespaces must not be 0"
             }
-            Self::Unshare => "the kernel needs CONFIG_NET_NS, and a container the right to unshare(2)",
-            Self::IdMap => "see whether /proc is mounted and a security module denies writing to /proc/self/uid_map",
+            Self::Unshare => {
+                "the kernel needs CONFIG_NET_NS, and a container the right to unshare(2)"
+            }
+            Self::IdMap => {
+                "see whether /proc is mounted and a security module denies writing to /proc/self/uid_map"
+            }
             Self::Propagation | Self::Sockets | Self::ResolvConf => {
                 "a security module denies mount(2), a container's AppArmor profile mostly (docker: --security-opt apparmor=unconfined)"
             }
             Self::Overlay => {
                 "the kernel must have overlay (modprobe overlay) and, for users, be 5.11 or newer; or make /etc/resolv.conf an ordinary file"
             }
-            Self::Sysctl => "/proc/sys is read-only here: mount a /proc that can be written, or run the container with --privileged",
+            Self::Sysctl => {
+                "/proc/sys is read-only here: mount a /proc that can be written, or run the container with --privileged"
+            }
             Self::TunAttach | Self::Network => {
                 "see that the kernel has TUN, IPv4 policy routing (CONFIG_IP_MULTIPLE_TABLES) and, if asked for, IPv6"
             }
@@ -334,24 +352,150 @@ mod tests {
     #[test]
     fn each_cause_has_its_line_and_its_help() {
         let cases = [
-            (Stage::Unshare, Errno::PERM, true, SWITCH, "cannot make a user namespace: Operation not permitted", "unprivileged_userns_clone=1"),
-            (Stage::Unshare, Errno::NOSPC, true, ZERO, "cannot make a user namespace: No space left on device", "max_user_namespaces=10000"),
-            (Stage::Unshare, Errno::NOSPC, true, NONE, "cannot make a user namespace: No space left on device", "uses many"),
-            (Stage::Unshare, Errno::ACCESS, true, APPARMOR, "cannot make a user namespace: Permission denied", "apparmor_restrict"),
-            (Stage::IdMap, Errno::PERM, true, APPARMOR, "cannot make a user namespace: Operation not permitted", "apparmor_restrict"),
-            (Stage::TunAttach, Errno::PERM, true, APPARMOR, "cannot make a user namespace: Operation not permitted", "apparmor_restrict"),
-            (Stage::Unshare, Errno::INVAL, true, NONE, "cannot make a user namespace: Invalid argument", "CONFIG_USER_NS"),
-            (Stage::Unshare, Errno::PERM, true, NONE, "cannot make a user namespace: Operation not permitted", "seccomp"),
-            (Stage::Unshare, Errno::NOSPC, false, NONE, "cannot make mount and network namespaces: No space left on device", "max_net_namespaces"),
-            (Stage::IdMap, Errno::PERM, true, NONE, "cannot map the uid and gid into the user namespace: Operation not permitted", "/proc"),
-            (Stage::TunOpen, Errno::NOENT, true, APPARMOR, "cannot open /dev/net/tun: No such file or directory", "modprobe tun"),
-            (Stage::TunOpen, Errno::ACCESS, true, APPARMOR, "cannot open /dev/net/tun: Permission denied", "chmod 0666"),
-            (Stage::TunOpen, Errno::NODEV, false, NONE, "cannot open /dev/net/tun: No such device", "modprobe tun"),
-            (Stage::TunAttach, Errno::NOTTY, false, NONE, "cannot open /dev/net/tun: Inappropriate ioctl for device", "10:200"),
-            (Stage::Overlay, Errno::PERM, true, NONE, "cannot mount an overlay on /etc: Operation not permitted", "5.11"),
-            (Stage::Sockets, Errno::ACCESS, false, NONE, "cannot mask the resolvers' sockets in /run: Permission denied", "apparmor=unconfined"),
-            (Stage::Sysctl, Errno::ROFS, false, NONE, "cannot write to /proc/sys/net: Read-only file system", "--privileged"),
-            (Stage::Network, Errno::MFILE, false, NONE, "cannot set up the network inside: Too many open files", "ulimit -n"),
+            (
+                Stage::Unshare,
+                Errno::PERM,
+                true,
+                SWITCH,
+                "cannot make a user namespace: Operation not permitted",
+                "unprivileged_userns_clone=1",
+            ),
+            (
+                Stage::Unshare,
+                Errno::NOSPC,
+                true,
+                ZERO,
+                "cannot make a user namespace: No space left on device",
+                "max_user_namespaces=10000",
+            ),
+            (
+                Stage::Unshare,
+                Errno::NOSPC,
+                true,
+                NONE,
+                "cannot make a user namespace: No space left on device",
+                "uses many",
+            ),
+            (
+                Stage::Unshare,
+                Errno::ACCESS,
+                true,
+                APPARMOR,
+                "cannot make a user namespace: Permission denied",
+                "apparmor_restrict",
+            ),
+            (
+                Stage::IdMap,
+                Errno::PERM,
+                true,
+                APPARMOR,
+                "cannot make a user namespace: Operation not permitted",
+                "apparmor_restrict",
+            ),
+            (
+                Stage::TunAttach,
+                Errno::PERM,
+                true,
+                APPARMOR,
+                "cannot make a user namespace: Operation not permitted",
+                "apparmor_restrict",
+            ),
+            (
+                Stage::Unshare,
+                Errno::INVAL,
+                true,
+                NONE,
+                "cannot make a user namespace: Invalid argument",
+                "CONFIG_USER_NS",
+            ),
+            (
+                Stage::Unshare,
+                Errno::PERM,
+                true,
+                NONE,
+                "cannot make a user namespace: Operation not permitted",
+                "seccomp",
+            ),
+            (
+                Stage::Unshare,
+                Errno::NOSPC,
+                false,
+                NONE,
+                "cannot make mount and network namespaces: No space left on device",
+                "max_net_namespaces",
+            ),
+            (
+                Stage::IdMap,
+                Errno::PERM,
+                true,
+                NONE,
+                "cannot map the uid and gid into the user namespace: Operation not permitted",
+                "/proc",
+            ),
+            (
+                Stage::TunOpen,
+                Errno::NOENT,
+                true,
+                APPARMOR,
+                "cannot open /dev/net/tun: No such file or directory",
+                "modprobe tun",
+            ),
+            (
+                Stage::TunOpen,
+                Errno::ACCESS,
+                true,
+                APPARMOR,
+                "cannot open /dev/net/tun: Permission denied",
+                "chmod 0666",
+            ),
+            (
+                Stage::TunOpen,
+                Errno::NODEV,
+                false,
+                NONE,
+                "cannot open /dev/net/tun: No such device",
+                "modprobe tun",
+            ),
+            (
+                Stage::TunAttach,
+                Errno::NOTTY,
+                false,
+                NONE,
+                "cannot open /dev/net/tun: Inappropriate ioctl for device",
+                "10:200",
+            ),
+            (
+                Stage::Overlay,
+                Errno::PERM,
+                true,
+                NONE,
+                "cannot mount an overlay on /etc: Operation not permitted",
+                "5.11",
+            ),
+            (
+                Stage::Sockets,
+                Errno::ACCESS,
+                false,
+                NONE,
+                "cannot mask the resolvers' sockets in /run: Permission denied",
+                "apparmor=unconfined",
+            ),
+            (
+                Stage::Sysctl,
+                Errno::ROFS,
+                false,
+                NONE,
+                "cannot write to /proc/sys/net: Read-only file system",
+                "--privileged",
+            ),
+            (
+                Stage::Network,
+                Errno::MFILE,
+                false,
+                NONE,
+                "cannot set up the network inside: Too many open files",
+                "ulimit -n",
+            ),
         ];
         for (stage, errno, user_namespace, knobs, line, help) in cases {
             let error = SpawnError::explain(stage, errno, user_namespace, knobs);

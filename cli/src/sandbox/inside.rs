@@ -16,13 +16,7 @@ use super::{Plan, mounts, namespaces, network, resolv};
 
 /// Makes the sandbox, hands it over, waits to be let go and becomes CMD. Never returns: what
 /// comes after the fork in the parent's code is the parent's alone.
-pub(super) fn run(
-    plan: &Plan,
-    argv: &Argv,
-    signals: Signals,
-    socket: &ChildEnd,
-    parent: Pid,
-) -> ! {
+pub(super) fn run(plan: &Plan, argv: &Argv, signals: Signals, socket: &ChildEnd, parent: Pid) -> ! {
     let ran = catch_unwind(AssertUnwindSafe(|| {
         if make(plan, socket, parent).is_some() && socket.wait() {
             let Err(errno) = become_command(argv, signals, parent);

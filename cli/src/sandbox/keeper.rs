@@ -120,7 +120,8 @@ fn wait(watch: &OwnedFd, names: &[PathBuf]) -> Result<(), Errno> {
     loop {
         match events.next() {
             Ok(event) => {
-                let named = event.file_name().map(|name| Path::new(OsStr::from_bytes(name.to_bytes())));
+                let named =
+                    event.file_name().map(|name| Path::new(OsStr::from_bytes(name.to_bytes())));
                 if named.is_none_or(|name| names.iter().any(|n| n == name)) {
                     return Ok(());
                 }

@@ -22,11 +22,13 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeader, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkHeader, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkHeader,
+    LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -81,12 +83,16 @@ const LOOPBACK: u32 = 1;
 const QUEUE_PACKETS: u32 = 1000;
 
 fn bring_up(netlink: &mut Rtnetlink, plan: &Plan, index: u32) -> Result<(), Errno> {
-    let mut attributes =
-        vec![LinkAttribute::Mtu(plan.mtu), LinkAttribute::TxQueueLen(QUEUE_PACKETS)];
+    let mut families = vec![AfSpecUnspec::Inet(vec![accept_loopback()])];
     if plan.ipv6 {
         let no_address = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![no_address])]));
+        families.push(AfSpecUnspec::Inet6(vec![no_address]));
     }
+    let attributes = vec![
+        LinkAttribute::Mtu(plan.mtu),
+        LinkAttribute::TxQueueLen(QUEUE_PACKETS),
+        LinkAttribute::AfSpecUnspec(families),
+    ];
     netlink.change(set_link(index, attributes, LinkFlags::empty()))?;
     netlink.change(set_link(index, Vec::new(), LinkFlags::Up))?;
 
@@ -105,6 +111,25 @@ fn bring_up(netlink: &mut Rtnetlink, plan: &Plan, index: u32) -> Result<(), Errn
     Ok(())
 }
 
+/// `route_localnet` and `accept_local` on, `rp_filter` off, as one attribute: by netlink and not
+/// under `/proc/sys`, which containers mount read-only. (The crate's own type leaves zeros out.)
+fn accept_loopback() -> AfSpecInet {
+    /// `IFLA_INET_CONF` of linux/if_link.h, `IPV4_DEVCONF_*` of linux/ip.h.
+    const INET_CONF: u16 = 1;
+    const ROUTE_LOCALNET: u16 = 26;
+    const ACCEPT_LOCAL: u16 = 23;
+    const RP_FILTER: u16 = 8;
+    const ATTRIBUTE_BYTES: u16 = 8;
+
+    let mut settings = Vec::new();
+    for (kind, value) in [(ROUTE_LOCALNET, 1_u32), (ACCEPT_LOCAL, 1), (RP_FILTER, 0)] {
+        settings.extend_from_slice(&ATTRIBUTE_BYTES.to_ne_bytes());
+        settings.extend_from_slice(&kind.to_ne_bytes());
+        settings.extend_from_slice(&value.to_ne_bytes());
+    }
+    AfSpecInet::Other(DefaultNla::new(INET_CONF | NLA_F_NESTED, settings))
+}
+
 const MAIN: u8 = RouteHeader::RT_TABLE_MAIN;
 /// `RT_TABLE_LOCAL`.
 const LOCAL: u8 = 255;
@@ -115,11 +140,7 @@ const DNS: u8 = 53;
 ///
 /// The rule for the table `local` is the first, and no rule can be put before it: so it is
 /// made again behind ours, and the first one removed.
-fn capture_loopback_dns(
-    netlink: &mut Rtnetlink,
-    index: u32,
-    source: IpAddr,
-) -> Result<(), Errno> {
+fn capture_loopback_dns(netlink: &mut Rtnetlink, index: u32, source: IpAddr) -> Result<(), Errno> {
     netlink.add(default_route(index, source, DNS))?;
     for protocol in [IpProtocol::Udp, IpProtocol::Tcp] {
         let loopback = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
@@ -138,26 +159,19 @@ fn capture_loopback_dns(
 
 fn set_sysctls(plan: &Plan) -> Result<(), Errno> {
     let mut sysctls = Sysctls::default();
-    let name = plan.device.as_str();
+    // The stricter of this one and the device's counts.
     sysctls.set("ipv4/conf/all/rp_filter", "0")?;
-    sysctls.set(&format!("ipv4/conf/{name}/rp_filter"), "0")?;
-    sysctls.set(&format!("ipv4/conf/{name}/route_localnet"), "1")?;
-    sysctls.set(&format!("ipv4/conf/{name}/accept_local"), "1")?;
-    // This hop is memory and loses nothing; what the host's default paces or probes here (BBR
-    // costs a third of an upload's throughput) it does again on the true path, where it counts.
-    let _ = sysctls.set("ipv4/tcp_congestion_control", "reno");
+    let disable_ipv6 = format!("ipv6/conf/{}/disable_ipv6", plan.device);
     if plan.ipv6 {
-        sysctls.set(&format!("ipv6/conf/{name}/disable_ipv6"), "0")?;
-        sysctls.set(&format!("ipv6/conf/{name}/accept_dad"), "0")?;
-        sysctls.set(&format!("ipv6/conf/{name}/accept_ra"), "0")?;
-        sysctls.set(&format!("ipv6/conf/{name}/router_solicitations"), "0")?;
+        sysctls.set(&disable_ipv6, "0")?;
     } else {
-        match sysctls.set(&format!("ipv6/conf/{name}/disable_ipv6"), "1") {
-            // A kernel without IPv6.
-            Err(Errno::NOENT) => {}
-            set_or_failed => set_or_failed?,
-        }
+        // Without an address there is no IPv6 anyway, but for a link-local one.
+        let _ = sysctls.set(&disable_ipv6, "1");
     }
+    // This hop is memory and loses nothing: what the host's default paces or probes for (BBR
+    // costs an upload a third of its throughput) happens again on the true path, where it
+    // counts. Only speed is at stake.
+    let _ = sysctls.set("ipv4/tcp_congestion_control", "reno");
     // A new namespace allows ping sockets to nobody; here they lead into the TUN like all
     // else. Without them ping(8) needs its file capability: no reason to fail.
     let gid = rustix::process::getegid().as_raw();

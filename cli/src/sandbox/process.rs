@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -130,9 +130,25 @@ impl Argv {
         pointers.push(ptr::null());
         // SAFETY: `pointers` is a null-terminated array of C strings that `self` owns.
         unsafe { libc::execvp(pointers[0], pointers.as_ptr()) };
-        last_errno()
+        match last_errno() {
+            // `execvp` says so of a directory in PATH that it may not look into, too.
+            Errno::ACCESS if !self.is_found() => Errno::NOENT,
+            errno => errno,
+        }
+    }
+
+    fn is_found(&self) -> bool {
+        let program = OsStr::from_bytes(self.0[0].as_bytes());
+        if program.as_bytes().contains(&b'/') {
+            return true;
+        }
+        let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+        std::env::split_paths(&path).any(|directory| directory.join(program).exists())
     }
 }
+
+/// What `execvp` searches where there is no `PATH`.
+const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 pub(super) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)

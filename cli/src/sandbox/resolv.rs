@@ -133,9 +133,8 @@ fn overlay(etc: &OwnedFd, content: &[u8], writable: bool) -> Result<Placed, Errn
     } else {
         format!("lowerdir={TOP}:{lower}")
     };
-    let mounted = mounts::overlay("/etc", &options).and_then(|()| {
-        submounts.attach().inspect_err(|_| unmount())
-    });
+    let mounted = mounts::overlay("/etc", &options)
+        .and_then(|()| submounts.attach().inspect_err(|_| unmount()));
     if let Err(errno) = mounted {
         unmount();
         return Err(errno);

@@ -68,7 +68,8 @@ impl Signals {
     pub(super) fn hold() -> Result<Self, Errno> {
         let mask = set_of(PASSED.into_iter().chain([Signal::CHILD]));
         // SAFETY: `mask` is initialized; a descriptor of -1 asks for a new one.
-        let raw = unsafe { libc::signalfd(-1, &raw const mask, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        let raw =
+            unsafe { libc::signalfd(-1, &raw const mask, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if raw == -1 {
             return Err(last_errno());
         }
@@ -77,7 +78,9 @@ impl Signals {
 
         let mut mask_before = MaybeUninit::uninit();
         // SAFETY: both sets are valid for the call, which fills the second where it succeeds.
-        if unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const mask, mask_before.as_mut_ptr()) } == -1 {
+        if unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const mask, mask_before.as_mut_ptr()) }
+            == -1
+        {
             return Err(last_errno());
         }
         // SAFETY: it succeeded.
@@ -113,7 +116,9 @@ impl Signals {
     fn restore(&self) -> Result<(), Errno> {
         set_action(libc::SIGCHLD, &self.child_action_before)?;
         // SAFETY: the set is one that the kernel gave; no old set is asked for.
-        match unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const self.mask_before, ptr::null_mut()) } {
+        match unsafe {
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const self.mask_before, ptr::null_mut())
+        } {
             -1 => Err(last_errno()),
             _ => Ok(()),
         }

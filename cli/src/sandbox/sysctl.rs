@@ -24,13 +24,13 @@ impl Sysctls {
     /// Gives `net/{key}` a value.
     pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), Errno> {
         let path = format!("/proc/sys/net/{key}");
-        match write_at(CWD, &path, value) {
-            Err(Errno::ROFS | Errno::ACCESS) => {}
+        let refusal = match write_at(CWD, &path, value) {
+            Err(errno @ (Errno::ROFS | Errno::ACCESS)) => errno,
             written_or_failed => return written_or_failed,
-        }
+        };
         let own = match self.own.take() {
             Some(own) => own,
-            None => procfs()?,
+            None => procfs().map_err(|_| refusal)?,
         };
         let written = write_at(&own, &format!("sys/net/{key}"), value);
         self.own = Some(own);
@@ -40,13 +40,15 @@ impl Sysctls {
 
 fn write_at(directory: impl rustix::fd::AsFd, path: &str, value: &str) -> Result<(), Errno> {
     let directory = directory.as_fd();
-    let file = rustix::fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file =
+        rustix::fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut text = [0; 64];
     let length = rustix::io::read(&file, &mut text[..])?;
     if text[..length].trim_ascii() == value.as_bytes() {
         return Ok(());
     }
-    let file = rustix::fs::openat(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let file =
+        rustix::fs::openat(directory, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
     rustix::io::write(&file, value.as_bytes()).map(drop)
 }
 

@@ -103,9 +103,7 @@ impl Engine {
         let waits = |held: &Held| matches!(held.waiting, Waiting::Egress(None));
         let flow = self.table.get_mut(id);
         let Some(flow) = flow.filter(|f| matches!(&f.state, State::Held(h) if waits(h))) else {
-            let id_of_rings = rings.id;
-            drop(rings);
-            self.outputs.push_back(Output::Release(id_of_rings));
+            self.outputs.push_back(Output::Release(rings.id));
             self.outputs.push_back(Output::Close(id));
             return;
         };
@@ -177,6 +175,7 @@ impl Engine {
         loop {
             let Some(flow) = self.table.get_mut(id) else { return };
             let State::Stream(stream) = &mut flow.state else { return };
+            stream.end_with_far();
             if stream.may_flush(now) {
                 flow.packets_received += self.stack.flush(&mut stream.endpoint, now, sink);
             }
@@ -192,7 +191,6 @@ impl Engine {
                     break;
                 }
                 Step::ShutdownFar => self.outputs.push_back(Output::ShutdownFar(id)),
-                Step::Close => {}
                 Step::Finish(reason) => {
                     self.outputs.push_back(Output::Close(id));
                     self.finish(id, reason, now);

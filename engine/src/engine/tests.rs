@@ -1,4 +1,5 @@
 //! Packet scripts against a whole engine; the far side and the host are played by hand.
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test looks for one output among all")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -288,6 +289,19 @@ fn bytes_move_both_ways_and_both_ends_close() {
             [(Stage::Open, None), (Stage::Closed, Some(Reason::AppClosed))]
         );
     }
+}
+
+#[test]
+fn the_last_bytes_and_the_end_are_one_segment() {
+    let mut bench = Bench::new(config());
+    let (id, _) = open(&mut bench, false);
+    bench.engine.with_room(id, bench.now, |room| {
+        room[0] = b'x';
+        (1, ())
+    });
+    bench.input(Input::FarEnded(id));
+    let [segment] = bench.take_app().try_into().expect("one segment");
+    assert_eq!((segment.flags & FIN, segment.payload.as_slice()), (FIN, &b"x"[..]));
 }
 
 #[test]

@@ -50,8 +50,6 @@ pub(crate) enum Step {
     Stay,
     /// Pass the app's FIN on.
     ShutdownFar,
-    /// The far side's end was queued behind its bytes: send what is due.
-    Close,
     /// Both halves are done.
     Finish(Reason),
     /// The app has reset: so must we.
@@ -73,6 +71,16 @@ impl Stream {
             done_since: None,
             stack_at: None,
             moved: 0,
+        }
+    }
+
+    /// Queues our FIN behind the far side's last byte. Called before the endpoint runs, so
+    /// that both leave in one segment: an app that sees the byte alone closes first, and
+    /// its port then rests in TIME-WAIT.
+    pub(crate) fn end_with_far(&mut self) {
+        if self.far == Far::Ended && !self.closed && self.endpoint.phase() != Phase::Opening {
+            self.closed = true;
+            self.endpoint.close();
         }
     }
 
@@ -114,12 +122,10 @@ impl Stream {
         }
         if self.app_ended && !self.app_done && self.endpoint.unread() == 0 {
             self.app_done = true;
-            return Step::ShutdownFar;
-        }
-        if self.far == Far::Ended && !self.closed && phase != Phase::Opening {
-            self.closed = true;
-            self.endpoint.close();
-            return Step::Close;
+            // With both halves over, closing the socket sends the FIN as well.
+            if !(self.far == Far::Ended && matches!(phase, Phase::Done | Phase::Closed)) {
+                return Step::ShutdownFar;
+            }
         }
         if self.app_done && matches!(phase, Phase::Done | Phase::Closed) {
             return Step::Finish(self.ended_by.unwrap_or(Reason::AppClosed));

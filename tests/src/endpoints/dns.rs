@@ -87,18 +87,7 @@ fn answer(table: &BTreeMap<String, Vec<IpAddr>>, query: &[u8]) -> Option<Vec<u8>
 
     let mut answer = query.get(..2)?.to_vec();
     // A response, recursion desired as asked and available.
-    answer.extend([
-        0x80 | (query[2] & 1),
-        0x80 | code,
-        0,
-        1,
-        0,
-        addresses.len() as u8,
-        0,
-        0,
-        0,
-        0,
-    ]);
+    answer.extend([0x80 | (query[2] & 1), 0x80 | code, 0, 1, 0, addresses.len() as u8, 0, 0, 0, 0]);
     answer.extend_from_slice(question);
     for address in addresses {
         answer.extend([0xc0, HEADER as u8]);

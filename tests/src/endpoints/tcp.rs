@@ -86,14 +86,9 @@ impl TcpServer {
         mut take: impl FnMut(TcpStream, SocketAddr, Arc<Mutex<Vec<Session>>>) + Send + 'static,
     ) -> Result<Self> {
         let listener = Arc::new(
-            netns
-                .run(|| listener(port))
-                .with_context(|| format!("listen on port {port}"))?,
+            netns.run(|| listener(port)).with_context(|| format!("listen on port {port}"))?,
         );
-        let port = listener
-            .local_addr()?
-            .as_socket()
-            .map_or(0, |address| address.port());
+        let port = listener.local_addr()?.as_socket().map_or(0, |address| address.port());
         let stop = Arc::new(AtomicBool::new(false));
         let accepted = Arc::new(AtomicU64::new(0));
         let sessions = Arc::new(Mutex::new(Vec::new()));
@@ -114,14 +109,7 @@ impl TcpServer {
                 }
             }
         });
-        Ok(Self {
-            port,
-            listener,
-            stop,
-            accepted,
-            sessions,
-            thread: Some(thread),
-        })
+        Ok(Self { port, listener, stop, accepted, sessions, thread: Some(thread) })
     }
 
     /// The port it listens on.
@@ -186,11 +174,7 @@ fn record(sessions: &Mutex<Vec<Session>>, peer: SocketAddr, served: &Served) {
         Err(error) => (0, Some(error.raw_os_error().unwrap_or(0))),
     };
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    sessions.lock().expect("no holder panics").push(Session {
-        peer,
-        received,
-        error,
-    });
+    sessions.lock().expect("no holder panics").push(Session { peer, received, error });
 }
 
 /// Sends back what comes until the other side ends, then ends too.
@@ -235,12 +219,6 @@ pub fn reset_after_one(stream: &mut TcpStream) -> Served {
     Ok(1)
 }
 
-/// Says one byte and waits for the other side to end.
-pub fn one_byte(stream: &mut TcpStream) -> Served {
-    stream.set_nodelay(true)?;
-    stream.write_all(b"!")?;
-    drain(stream)
-}
 
 /// Says one byte and closes at once.
 pub fn one_byte_and_close(stream: &mut TcpStream) -> Served {
@@ -267,9 +245,7 @@ pub fn send_pattern(stream: &mut impl Write, length: u64) -> io::Result<()> {
     let mut buffer = vec![0; 256 * 1024];
     let mut sent = 0;
     while sent < length {
-        let size = usize::try_from(length - sent)
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
+        let size = usize::try_from(length - sent).unwrap_or(usize::MAX).min(buffer.len());
         pattern.fill(sent, &mut buffer[..size]);
         stream.write_all(&buffer[..size])?;
         sent += size as u64;
@@ -288,11 +264,9 @@ pub fn receive_pattern(stream: &mut impl Read) -> io::Result<u64> {
         if length == 0 {
             return Ok(received);
         }
-        pattern
-            .check(received, &buffer[..length])
-            .map_err(|differs| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("{differs:?}"))
-            })?;
+        pattern.check(received, &buffer[..length]).map_err(|differs| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{differs:?}"))
+        })?;
         received += length as u64;
     }
 }

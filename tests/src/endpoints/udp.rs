@@ -70,13 +70,7 @@ impl UdpServer {
                 }
             }
         });
-        Ok(Self {
-            address,
-            stop,
-            received,
-            peers,
-            thread: Some(thread),
-        })
+        Ok(Self { address, stop, received, peers, thread: Some(thread) })
     }
 
     /// The port it is bound to.

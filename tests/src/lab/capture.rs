@@ -57,11 +57,7 @@ impl Capture {
             let (stop, matched) = (Arc::clone(&stop), Arc::clone(&matched));
             move || read(&socket, &stop, &matched, wanted)
         });
-        Ok(Self {
-            stop,
-            matched,
-            thread,
-        })
+        Ok(Self { stop, matched, thread })
     }
 
     /// The frames wanted so far.
@@ -73,10 +69,7 @@ impl Capture {
     pub fn wait_for_one(&self) -> Result<()> {
         let limit = Instant::now() + Duration::from_secs(5);
         while self.matched() == 0 {
-            ensure!(
-                Instant::now() < limit,
-                "the capture saw no frame of its control"
-            );
+            ensure!(Instant::now() < limit, "the capture saw no frame of its control");
             thread::sleep(Duration::from_millis(2));
         }
         Ok(())
@@ -86,11 +79,7 @@ impl Capture {
     pub fn finish(self) -> Result<Captured> {
         self.stop.store(true, Ordering::Release);
         let captured = self.thread.join().expect("the reader does not panic")?;
-        ensure!(
-            captured.lost == 0,
-            "the capture lost {} frames",
-            captured.lost
-        );
+        ensure!(captured.lost == 0, "the capture lost {} frames", captured.lost);
         Ok(captured)
     }
 }
@@ -109,10 +98,7 @@ fn packet_socket(device: &str) -> io::Result<OwnedFd> {
     };
     let room: libc::c_int = 256 << 20;
     set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &room)?;
-    let patience = libc::timeval {
-        tv_sec: 0,
-        tv_usec: 20_000,
-    };
+    let patience = libc::timeval { tv_sec: 0, tv_usec: 20_000 };
     set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &patience)?;
 
     let name = CString::new(device)?;
@@ -170,14 +156,8 @@ fn read(
         // Read before the queue: what was sent before the stop is then still seen.
         let stopping = stop.load(Ordering::Acquire);
         // SAFETY: the buffer and its own length.
-        let length = unsafe {
-            libc::recv(
-                socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                0,
-            )
-        };
+        let length =
+            unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
         let Ok(length) = usize::try_from(length) else {
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
@@ -202,10 +182,7 @@ fn read(
 
 /// Frames that the kernel could not queue since the socket exists.
 fn lost(socket: &OwnedFd) -> io::Result<u32> {
-    let mut statistics = libc::tpacket_stats {
-        tp_packets: 0,
-        tp_drops: 0,
-    };
+    let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
     let mut length = size_of::<libc::tpacket_stats>() as libc::socklen_t;
     // SAFETY: the structure that PACKET_STATISTICS fills, and its own length.
     let got = unsafe {

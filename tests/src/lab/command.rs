@@ -87,9 +87,7 @@ pub struct Finished {
 impl Finished {
     /// The exit code as a shell would say it.
     pub fn code(&self) -> i32 {
-        self.status
-            .code()
-            .unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
+        self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or(0))
     }
 }
 
@@ -111,15 +109,13 @@ impl Program {
 
     /// Adds arguments.
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.args.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
     /// Sets a variable of its environment.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env
-            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
         self
     }
 
@@ -200,11 +196,7 @@ impl Program {
         let started = Instant::now();
         let mut child = command.spawn().with_context(|| format!("start `{what}`"))?;
         let mut stdin = child.stdin.take().expect("piped above");
-        let held = if self.open_input {
-            Some(stdin.as_fd().try_clone_to_owned()?)
-        } else {
-            None
-        };
+        let held = if self.open_input { Some(stdin.as_fd().try_clone_to_owned()?) } else { None };
         let input = self.input;
         // A program that does not read its input closes it; that is no error of ours.
         thread::spawn(move || stdin.write_all(&input));
@@ -303,12 +295,7 @@ impl Running {
         // A grandchild that outlives the program keeps the pipes open: not waited for long.
         self.stdout.finish(Duration::from_secs(2));
         self.stderr.finish(Duration::from_secs(2));
-        Ok(Finished {
-            status,
-            stdout: self.stdout.text(),
-            stderr: self.stderr.text(),
-            elapsed,
-        })
+        Ok(Finished { status, stdout: self.stdout.text(), stderr: self.stderr.text(), elapsed })
     }
 }
 
@@ -338,9 +325,7 @@ impl Collected {
         thread::spawn(move || {
             let mut buffer = [0; 16 * 1024];
             while let Ok(length @ 1..) = pipe.read(&mut buffer) {
-                sink.lock()
-                    .expect("no holder panics")
-                    .extend_from_slice(&buffer[..length]);
+                sink.lock().expect("no holder panics").extend_from_slice(&buffer[..length]);
             }
             drop(end);
         });
@@ -425,11 +410,7 @@ impl Stage {
             })
             .collect::<Result<_>>()?;
         let stage = CString::new(STAGE)?;
-        Ok(Self {
-            device,
-            stage,
-            binaries,
-        })
+        Ok(Self { device, stage, binaries })
     }
 
     fn apply(&self) -> io::Result<()> {
@@ -449,11 +430,7 @@ impl Stage {
             check(libc::chmod(self.stage.as_ptr(), 0o755))?;
             if let Some(mode) = device {
                 let tun = c"/dev/net/tun".as_ptr();
-                check(libc::mknod(
-                    tun,
-                    libc::S_IFCHR | mode,
-                    libc::makedev(10, 200),
-                ))?;
+                check(libc::mknod(tun, libc::S_IFCHR | mode, libc::makedev(10, 200)))?;
                 // mknod(2) obeys the umask.
                 check(libc::chmod(tun, mode))?;
             }

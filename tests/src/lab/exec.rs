@@ -115,15 +115,13 @@ impl<'a> Exec<'a> {
 
     /// Adds arguments of the program.
     pub fn args<S: ToString>(mut self, args: impl IntoIterator<Item = S>) -> Self {
-        self.args
-            .extend(args.into_iter().map(|arg| arg.to_string()));
+        self.args.extend(args.into_iter().map(|arg| arg.to_string()));
         self
     }
 
     /// Adds an option of `tunneld exec` itself.
     pub fn option(mut self, words: &[&str]) -> Self {
-        self.options
-            .extend(words.iter().map(|&word| word.to_owned()));
+        self.options.extend(words.iter().map(|&word| word.to_owned()));
         self
     }
 
@@ -229,12 +227,7 @@ impl<'a> Exec<'a> {
             .stage(&probe())
             .limit(self.limit)
             .spawn()?;
-        Ok(Executing {
-            running,
-            scratch,
-            report,
-            counters,
-        })
+        Ok(Executing { running, scratch, report, counters })
     }
 
     /// The program to start and its arguments: tunneld's, or the command itself.
@@ -295,11 +288,7 @@ impl Executing {
             Err(_) => None,
         };
         drop(self.scratch);
-        Ok(Outcome {
-            finished,
-            report,
-            counters,
-        })
+        Ok(Outcome { finished, report, counters })
     }
 }
 
@@ -323,10 +312,7 @@ impl Outcome {
     /// Demands an exit code.
     pub fn code(self, expected: i32) -> Result<Self> {
         let seen = self.finished.code();
-        ensure!(
-            seen == expected,
-            "exit code {expected} expected, {seen} seen: {self:#?}"
-        );
+        ensure!(seen == expected, "exit code {expected} expected, {seen} seen: {self:#?}");
         Ok(self)
     }
 
@@ -348,11 +334,7 @@ impl Outcome {
     /// The last state of the flows to a destination.
     pub fn flows_to(&self, address: IpAddr, port: u16) -> Result<Vec<Value>> {
         let destination = std::net::SocketAddr::new(address, port).to_string();
-        Ok(self
-            .flows()?
-            .into_iter()
-            .filter(|flow| flow["destination"] == *destination)
-            .collect())
+        Ok(self.flows()?.into_iter().filter(|flow| flow["destination"] == *destination).collect())
     }
 
     /// The one flow to a destination.
@@ -377,9 +359,7 @@ fn lines(path: &Path) -> Result<Vec<Value>> {
 fn last_of_each_flow(report: &[Value]) -> Result<Vec<Value>> {
     let mut flows = BTreeMap::new();
     for line in report.iter().filter(|line| line["event"] == "flow") {
-        let id = line["id"]
-            .as_str()
-            .with_context(|| format!("a flow without id: {line}"))?;
+        let id = line["id"].as_str().with_context(|| format!("a flow without id: {line}"))?;
         flows.insert(id.to_owned(), line.clone());
     }
     Ok(flows.into_values().collect())

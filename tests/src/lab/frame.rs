@@ -78,12 +78,7 @@ impl Frame {
                     let target = ipv6(transport.get(8..24)?)?;
                     return Some(Self::Solicitation { source, target });
                 }
-                Some(Self::transport(
-                    source.into(),
-                    destination.into(),
-                    protocol,
-                    transport,
-                ))
+                Some(Self::transport(source.into(), destination.into(), protocol, transport))
             }
             _ => None,
         }
@@ -96,16 +91,8 @@ impl Frame {
             }
             _ => None,
         };
-        let flags = (protocol == TCP)
-            .then(|| transport.get(13).copied())
-            .flatten();
-        Self::Ip {
-            source,
-            destination,
-            protocol,
-            ports,
-            flags,
-        }
+        let flags = (protocol == TCP).then(|| transport.get(13).copied()).flatten();
+        Self::Ip { source, destination, protocol, ports, flags }
     }
 
     /// Whether the frame exists because something wants to reach `address`: a
@@ -152,9 +139,7 @@ mod tests {
         let mut syn = vec![0; 12];
         syn.extend([8, 0, 0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0]);
         syn.extend([192, 0, 2, 1, 203, 0, 113, 1]);
-        syn.extend([
-            0x9c, 0x40, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0,
-        ]);
+        syn.extend([0x9c, 0x40, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0]);
         let to = "203.0.113.1".parse().unwrap();
         assert!(Frame::parse(&syn).is_syn_to(to, 80));
         assert!(!Frame::parse(&syn).is_syn_to(to, 81));

@@ -37,10 +37,7 @@ impl Netns {
         .join()
         .expect("the thread only makes two system calls")
         .context("a new network namespace")?;
-        let netns = Self {
-            name,
-            file: Arc::new(file),
-        };
+        let netns = Self { name, file: Arc::new(file) };
         netns.ip("link set lo up\n")?;
         Ok(netns)
     }
@@ -48,10 +45,7 @@ impl Netns {
     /// The namespace that this process was started in.
     pub fn of_this_process() -> Result<Self> {
         let file = File::open("/proc/self/ns/net").context("/proc/self/ns/net")?;
-        Ok(Self {
-            name: "here",
-            file: Arc::new(file),
-        })
+        Ok(Self { name: "here", file: Arc::new(file) })
     }
 
     /// What `netns` takes in ip(8), for processes that can see this one.
@@ -110,17 +104,12 @@ impl Netns {
         let limit = Instant::now() + Duration::from_secs(5);
         loop {
             let table = self.output("ip", &["-6", "route", "show", "table", "local"])?;
-            let missing = addresses
-                .iter()
-                .find(|address| !table.contains(&format!("local {address} ")));
+            let missing =
+                addresses.iter().find(|address| !table.contains(&format!("local {address} ")));
             let Some(missing) = missing else {
                 return Ok(());
             };
-            ensure!(
-                Instant::now() < limit,
-                "`{}` never took {missing}:\n{table}",
-                self.name
-            );
+            ensure!(Instant::now() < limit, "`{}` never took {missing}:\n{table}", self.name);
             thread::sleep(Duration::from_millis(1));
         }
     }

@@ -36,10 +36,7 @@ pub fn tree(root: u32, exe: &Path) -> Vec<u32> {
 pub fn descendants(root: u32) -> Vec<u32> {
     let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let pid = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok());
+        let pid = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok());
         let Some((pid, parent)) = pid.and_then(|pid| Some((pid, parent_of(pid)?))) else {
             continue;
         };
@@ -64,11 +61,7 @@ pub fn cost(pids: &[u32]) -> Cost {
         sum.cpu_seconds += cpu_seconds(pid);
         sum.descriptors +=
             fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |fds| fds.count() as u64);
-        for task in fs::read_dir(format!("/proc/{pid}/task"))
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
             let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
             sum.wakeups += field(&status, "voluntary_ctxt_switches:");
         }
@@ -100,12 +93,8 @@ fn cpu_seconds(pid: u32) -> f64 {
         return 0.0;
     };
     // Fields 14 and 15 of proc(5), counted from the state, which is field 3.
-    let ticks: u64 = rest
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|word| word.parse::<u64>().ok())
-        .sum();
+    let ticks: u64 =
+        rest.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum();
     // SAFETY: sysconf(3) takes an integer.
     ticks as f64 / unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as f64
 }

@@ -45,10 +45,7 @@ impl Void {
             let stop = Arc::clone(&stop);
             move || answer_all(device, &stop)
         });
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 
@@ -62,10 +59,7 @@ impl Drop for Void {
 }
 
 fn open() -> io::Result<File> {
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")?;
+    let device = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: ifreq is plain bytes, for which zero is a value; the name fits with its end.
     let set = unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
@@ -83,10 +77,7 @@ fn open() -> io::Result<File> {
 
 fn answer_all(mut device: File, stop: &AtomicBool) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let patience = Timespec {
-        tv_sec: 0,
-        tv_nsec: 50_000_000,
-    };
+    let patience = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
     let mut packet = [0; 2048];
     while !stop.load(Ordering::Acquire) {
         let mut wait = [PollFd::new(&device, PollFlags::IN)];
@@ -134,10 +125,7 @@ const ERRORS: [(IpAddr, (u8, u8)); 6] = [
 ];
 
 fn error_of(destination: IpAddr) -> Option<(u8, u8)> {
-    ERRORS
-        .iter()
-        .find(|(address, _)| *address == destination)
-        .map(|(_, error)| *error)
+    ERRORS.iter().find(|(address, _)| *address == destination).map(|(_, error)| *error)
 }
 
 /// RFC 792, with the header and as much of the packet as RFC 1812 section
@@ -178,10 +166,7 @@ fn icmp6(from: [u8; 16], to: [u8; 16], kind: u8, code: u8, cause: &[u8]) -> Vec<
 fn checksum(parts: &[&[u8]]) -> [u8; 2] {
     let mut sum = 0_u32;
     for pair in parts.iter().flat_map(|part| part.chunks(2)) {
-        sum += u32::from(u16::from_be_bytes([
-            pair[0],
-            pair.get(1).copied().unwrap_or(0),
-        ]));
+        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
     }
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);

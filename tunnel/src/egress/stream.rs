@@ -73,7 +73,7 @@ impl Connection {
     }
 
     /// Moves the app's bytes out; whether there are more to move at once.
-    pub(crate) fn to_far(&mut self, engine: &mut Engine, now: Instant, mut turn: usize) -> bool {
+    pub(crate) fn carry_out(&mut self, engine: &mut Engine, now: Instant, mut turn: usize) -> bool {
         while self.writable {
             if turn == 0 {
                 return true;
@@ -106,7 +106,7 @@ impl Connection {
     }
 
     /// Moves the far side's bytes in.
-    pub(crate) fn to_app(
+    pub(crate) fn carry_in(
         &mut self,
         engine: &mut Engine,
         now: Instant,

@@ -20,9 +20,7 @@ use serde_json::Value;
 fn main() -> Result<()> {
     raise_descriptor_limit()?;
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let (question, words) = words
-        .split_first()
-        .context("usage: probe QUESTION ARGUMENT…")?;
+    let (question, words) = words.split_first().context("usage: probe QUESTION ARGUMENT…")?;
     let answer = ask(question, &mut Arguments { words })?;
     println!("{answer}");
     Ok(())
@@ -47,12 +45,9 @@ fn ask(question: &str, given: &mut Arguments<'_>) -> Result<Value> {
         "await-reset" => tcp::await_reset(given.address()?),
         "slow-read" => tcp::slow_read(given.address()?, given.next()?, given.next()?),
         "push" => tcp::push(given.address()?, given.next()?),
-        "downloads" => load::downloads(
-            given.address()?,
-            given.next()?,
-            given.next()?,
-            given.next()?,
-        ),
+        "downloads" => {
+            load::downloads(given.address()?, given.next()?, given.next()?, given.next()?)
+        }
         "outcomes" => load::outcomes(given.address()?, given.next()?),
         "udp-outcomes" => udp::outcomes(given.address()?, given.next()?),
         "udp-errors" => udp::errors(given.address()?, given.milliseconds_or(1_000)?),
@@ -90,11 +85,7 @@ impl Arguments<'_> {
     }
 
     fn milliseconds_or(&mut self, default: u64) -> Result<Duration> {
-        let given = if self.words.is_empty() {
-            default
-        } else {
-            self.next()?
-        };
+        let given = if self.words.is_empty() { default } else { self.next()? };
         Ok(Duration::from_millis(given))
     }
 }

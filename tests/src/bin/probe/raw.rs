@@ -82,11 +82,7 @@ impl Link {
     fn send(&self, packet: &[u8]) -> io::Result<()> {
         let mut address = self.address;
         let version = packet.first().map_or(0, |byte| byte >> 4);
-        let protocol = if version == 6 {
-            libc::ETH_P_IPV6
-        } else {
-            libc::ETH_P_IP
-        };
+        let protocol = if version == 6 { libc::ETH_P_IPV6 } else { libc::ETH_P_IP };
         address.sll_protocol = (protocol as u16).to_be();
         // SAFETY: the packet and the address outlive the call, each with its own length.
         let sent = unsafe {
@@ -99,20 +95,14 @@ impl Link {
                 size_of::<libc::sockaddr_ll>() as libc::socklen_t,
             )
         };
-        if sent < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
 /// Whole packets of every kind that the engine reads, checksums left at zero.
 fn templates() -> Vec<Vec<u8>> {
     let tcp = |flags: u8| {
-        let mut tcp = vec![
-            0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x80, flags, 0xff, 0xff,
-        ];
+        let mut tcp = vec![0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x80, flags, 0xff, 0xff];
         tcp.extend([0, 0, 0, 0, 2, 4, 5, 0xb4, 1, 3, 3, 7, 1, 1, 4, 2]);
         tcp[12] = 0x80;
         tcp
@@ -154,9 +144,9 @@ fn ipv4(protocol: u8, fragment: u16, payload: &[u8]) -> Vec<u8> {
     packet.extend(fragment.to_be_bytes());
     packet.extend([64, protocol, 0, 0]);
     packet.extend([198, 18, 0, 1, 203, 0, 113, 1]);
-    let sum = packet.chunks(2).fold(0_u32, |sum, pair| {
-        sum + u32::from(u16::from_be_bytes([pair[0], pair[1]]))
-    });
+    let sum = packet
+        .chunks(2)
+        .fold(0_u32, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair[1]])));
     let folded = (sum & 0xffff) + (sum >> 16);
     packet[10..12].copy_from_slice(&(!(folded as u16)).to_be_bytes());
     packet.extend(payload);

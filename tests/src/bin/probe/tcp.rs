@@ -46,10 +46,8 @@ pub(crate) fn connect(to: SocketAddr, limit: Duration) -> Result<Value> {
 
 fn writable(socket: &Socket, limit: Duration) -> io::Result<bool> {
     use std::os::fd::AsFd as _;
-    let mut wait = [rustix::event::PollFd::from_borrowed_fd(
-        socket.as_fd(),
-        rustix::event::PollFlags::OUT,
-    )];
+    let mut wait =
+        [rustix::event::PollFd::from_borrowed_fd(socket.as_fd(), rustix::event::PollFlags::OUT)];
     let limit = rustix::event::Timespec {
         tv_sec: limit.as_secs().cast_signed(),
         tv_nsec: limit.subsec_nanos().into(),

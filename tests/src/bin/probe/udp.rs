@@ -70,11 +70,7 @@ fn set_option(socket: &UdpSocket, level: i32, name: i32, value: i32) -> io::Resu
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if set < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn ask(to: SocketAddr, socket: &UdpSocket, limit: Duration) -> Result<Value> {
@@ -148,12 +144,7 @@ pub(crate) fn segments(to: SocketAddr, count: usize, size: usize) -> Result<Valu
     let socket = socket_for(to)?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(Duration::from_secs(2)))?;
-    set_option(
-        &socket,
-        libc::SOL_UDP,
-        libc::UDP_SEGMENT,
-        i32::try_from(size)?,
-    )?;
+    set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, i32::try_from(size)?)?;
     let pattern = Pattern::new(1);
     let mut bytes = vec![0; count * size];
     pattern.fill(0, &mut bytes);
@@ -165,14 +156,8 @@ pub(crate) fn segments(to: SocketAddr, count: usize, size: usize) -> Result<Valu
         match socket.recv(&mut buffer) {
             Ok(length) => {
                 let whole = length == size;
-                let right = pattern
-                    .check((index * size) as u64, &buffer[..length])
-                    .is_ok();
-                if whole && right {
-                    answered += 1
-                } else {
-                    wrong += 1
-                }
+                let right = pattern.check((index * size) as u64, &buffer[..length]).is_ok();
+                if whole && right { answered += 1 } else { wrong += 1 }
             }
             Err(_) => break,
         }
