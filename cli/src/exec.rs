@@ -81,6 +81,7 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         udp_offload: device.udp_offload(),
         flows,
         half_open: (flows / 4).max(8),
+        own: None,
         reports: report.is_some(),
         services,
         seed: random_seed()?,

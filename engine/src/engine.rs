@@ -54,6 +54,9 @@ pub struct Config {
     pub flows: usize,
     /// Of these, flows that are not open yet: each may hold a descriptor.
     pub half_open: usize,
+    /// Client addresses of this host's own flows; a flow of another one is forwarded.
+    /// `None`: every flow is this host's own (`exec`).
+    pub own: Option<Vec<IpAddr>>,
     /// Whether to tell of flows ([`Output::Report`]).
     pub reports: bool,
     /// Destinations that stand for something else.
@@ -415,6 +418,11 @@ impl Engine {
                 }
             }
         }
+    }
+
+    fn facts(&self, protocol: Protocol, client: SocketAddr, destination: SocketAddr) -> Facts {
+        let own = self.config.own.as_ref().is_none_or(|own| own.contains(&client.ip()));
+        Facts::new(protocol, client, destination, own)
     }
 
     /// Where a destination leads, or why nothing may go there.

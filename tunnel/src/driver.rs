@@ -36,7 +36,7 @@ use crate::source::{LookupError, Query, Routes};
 /// send of every packet but the last of a flow (15-35 % of the CPU time of an upload).
 const BATCH: usize = 64;
 /// Bytes a flow may move in each direction before others have their turn.
-const TURN: usize = 256 * 1024;
+const TURN: usize = 1024 * 1024;
 /// Readiness events taken at once.
 const EVENTS: usize = 256;
 

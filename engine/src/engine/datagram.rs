@@ -40,7 +40,7 @@ impl Engine {
             }
             let client = SocketAddr::new(packet.source, udp.source_port);
             let destination = SocketAddr::new(packet.destination, udp.destination_port);
-            let facts = Facts::new(Protocol::Udp, client, destination, true);
+            let facts = self.facts(Protocol::Udp, client, destination);
             let first = First::Datagrams(vec![save(&datagram)]);
             return self.hold(key, facts, first, now, sink);
         };
@@ -80,7 +80,7 @@ impl Engine {
         let Some(id) = self.table.find(&key) else {
             let client = SocketAddr::new(packet.source, echo.ident);
             let destination = SocketAddr::new(packet.destination, 0);
-            let facts = Facts::new(Protocol::Icmp, client, destination, true);
+            let facts = self.facts(Protocol::Icmp, client, destination);
             let saved = SavedEcho { sequence: echo.sequence, payload: echo.payload.into() };
             return self.hold(key, facts, First::Echoes(vec![saved]), now, sink);
         };

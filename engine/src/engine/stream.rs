@@ -5,7 +5,7 @@ use crate::flow::tcp::{Far, Step, Stream};
 use crate::flow::{First, FlowId, Held, Key, Rings, State, Waiting};
 use crate::packet::{Packet, TCP, Tcp};
 use crate::stack::{Phase, Syn};
-use crate::{Dropped, Facts, Failure, Instant, Outcome, Protocol, Reason, Sink};
+use crate::{Dropped, Failure, Instant, Outcome, Protocol, Reason, Sink};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ impl Engine {
             write_reset(sink, packet, tcp);
             return Outcome::ToApp;
         }
-        let facts = Facts::new(Protocol::Tcp, client, destination, true);
+        let facts = self.facts(Protocol::Tcp, client, destination);
         match self.open(key, facts, First::Syn(packet.bytes.into(), tcp.mss()), now, sink) {
             Ok(id) => {
                 if let Some(flow) = self.table.get_mut(id) {

@@ -59,6 +59,7 @@ fn config() -> Config {
         udp_offload: false,
         flows: 64,
         half_open: 16,
+        own: None,
         reports: true,
         services: Services::default(),
         seed: 7,

@@ -129,8 +129,10 @@ pub(crate) fn rate(to: SocketAddr, count: u64, parallel: u64) -> Result<Value> {
         for _ in 0..parallel {
             scope.spawn(|| {
                 while next.fetch_add(1, Ordering::Relaxed) < count {
-                    let done =
-                        TcpStream::connect(to).and_then(|mut stream| stream.read_exact(&mut [0]));
+                    let done = TcpStream::connect(to).and_then(|mut stream| {
+                        stream.read_exact(&mut [0])?;
+                        to_the_end(&mut stream)
+                    });
                     failed.fetch_add(u64::from(done.is_err()), Ordering::Relaxed);
                 }
             });
