@@ -43,7 +43,8 @@ fn the_outcomes_add_up_to_the_packets() -> Result<()> {
         .success()?;
     let counters = seen.counters.as_ref().context("TUNNELD_COUNTERS was not written")?;
     adds_up(counters)?;
-    ensure!(counters["packets_in"].as_u64() > Some(2_000), "{counters:#}");
+    // The device's queue holds 1,000: on a busy machine the kernel drops the rest of a burst.
+    ensure!(counters["packets_in"].as_u64() > Some(1_000), "{counters:#}");
     for outcome in ["to_app", "to_egress"] {
         ensure!(counters[outcome].as_u64() > Some(0), "{outcome} expected: {counters:#}");
     }
