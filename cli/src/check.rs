@@ -32,9 +32,7 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
     let loaded = if args.syntax {
         files.check_syntax().map(|()| (None, Vec::new()))
     } else {
-        files
-            .load()
-            .map(|(policy, warnings)| (Some(policy.summary()), warnings))
+        files.load().map(|(policy, warnings)| (Some(policy.summary()), warnings))
     };
     let (valid, summary, found) = match loaded {
         Ok((summary, found)) => (true, summary, found),
@@ -45,12 +43,7 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
         for diagnostic in &found {
             diagnostics::line(diagnostics::object(diagnostic, &files));
         }
-        let of = |severity: &str| {
-            found
-                .iter()
-                .filter(|d| d.severity.as_str() == severity)
-                .count()
-        };
+        let of = |severity: &str| found.iter().filter(|d| d.severity.as_str() == severity).count();
         diagnostics::line(json!({
             "event": "check", "valid": valid, "files": files.count(),
             "rules": summary.map(|s| s.rules), "routes": summary.map(|s| s.routes),
@@ -65,11 +58,8 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
         let in_files = count(files.count(), "file");
         match summary {
             Some(s) => {
-                let warnings = if found.is_empty() {
-                    String::new()
-                } else {
-                    format!(", {counted}")
-                };
+                let warnings =
+                    if found.is_empty() { String::new() } else { format!(", {counted}") };
                 diagnostics::line(format_args!(
                     "valid: {in_files}, {}, {}, {} passed{warnings}",
                     count(s.rules + s.routes, "rule"),

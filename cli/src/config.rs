@@ -250,7 +250,9 @@ impl Reader<'_> {
                 .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
                 .filter(|net| usable(net.addr()));
             match parsed {
-                Some(net) if addresses.iter().any(|a| a.addr().is_ipv4() == net.addr().is_ipv4()) => {
+                Some(net)
+                    if addresses.iter().any(|a| a.addr().is_ipv4() == net.addr().is_ipv4()) =>
+                {
                     self.fault(item.span(), "one address of each IP version", None);
                 }
                 Some(net) => addresses.push(net),
@@ -400,14 +402,42 @@ mod tests {
     #[test]
     fn faults_have_a_place_and_help() {
         for (name, text, want) in [
-            ("unknown table", "[devise]\n", "t.toml:1:2: unknown table `devise`\nhelp: did you mean `device`?"),
-            ("unknown key", "[device]\nmtuu = 1\n", "t.toml:2:1: unknown key `device.mtuu`\nhelp: did you mean `mtu`?"),
-            ("too small", "[device]\nmtu = 100\n", "t.toml:2:7: a number from 1280 to 65535 is wanted"),
+            (
+                "unknown table",
+                "[devise]\n",
+                "t.toml:1:2: unknown table `devise`\nhelp: did you mean `device`?",
+            ),
+            (
+                "unknown key",
+                "[device]\nmtuu = 1\n",
+                "t.toml:2:1: unknown key `device.mtuu`\nhelp: did you mean `mtu`?",
+            ),
+            (
+                "too small",
+                "[device]\nmtu = 100\n",
+                "t.toml:2:7: a number from 1280 to 65535 is wanted",
+            ),
             ("no string", "[device]\nname = 3\n", "t.toml:2:8: a string in quotes is wanted"),
-            ("bad name", "[device]\nname = \"a/b\"\n", "t.toml:2:8: not a device name\nhelp: 1 to 15 bytes without `/`, `:`, `%` and white space"),
-            ("bad amount", "[limits]\nmemory = \"lots\"\n", "t.toml:2:10: not an amount of memory\nhelp: a number and KiB, MiB or GiB, for example \"512MiB\""),
-            ("two at once", "[device]\nmtu = 1\nname = 1\n", "t.toml:2:7: a number from 1280 to 65535 is wanted\nerror: t.toml:3:8: a string in quotes is wanted"),
-            ("loopback", "[device]\naddresses = [\"127.0.0.1\"]\n", "t.toml:2:14: not an address that a device can have"),
+            (
+                "bad name",
+                "[device]\nname = \"a/b\"\n",
+                "t.toml:2:8: not a device name\nhelp: 1 to 15 bytes without `/`, `:`, `%` and white space",
+            ),
+            (
+                "bad amount",
+                "[limits]\nmemory = \"lots\"\n",
+                "t.toml:2:10: not an amount of memory\nhelp: a number and KiB, MiB or GiB, for example \"512MiB\"",
+            ),
+            (
+                "two at once",
+                "[device]\nmtu = 1\nname = 1\n",
+                "t.toml:2:7: a number from 1280 to 65535 is wanted\nerror: t.toml:3:8: a string in quotes is wanted",
+            ),
+            (
+                "loopback",
+                "[device]\naddresses = [\"127.0.0.1\"]\n",
+                "t.toml:2:14: not an address that a device can have",
+            ),
         ] {
             let faults = parse(Path::new("t.toml"), text).expect_err(name);
             assert_eq!(faults.to_string(), want, "{name}");

@@ -188,7 +188,12 @@ impl Step {
             flow("rule"),
             flow("reason")
         );
-        println!("      {} -> {}, source {}\n", flow("client"), flow("destination"), flow("source"));
+        println!(
+            "      {} -> {}, source {}\n",
+            flow("client"),
+            flow("destination"),
+            flow("source")
+        );
     }
 }
 

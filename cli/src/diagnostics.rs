@@ -57,12 +57,7 @@ pub(crate) fn object(diagnostic: &Diagnostic, files: &PolicyFiles) -> Value {
 
 /// `2 errors, 1 warning`
 pub(crate) fn count(diagnostics: &[Diagnostic]) -> String {
-    let of = |severity| {
-        diagnostics
-            .iter()
-            .filter(|d| d.severity == severity)
-            .count()
-    };
+    let of = |severity| diagnostics.iter().filter(|d| d.severity == severity).count();
     let plural = |count: usize, what: Severity| match count {
         1 => format!("1 {what}"),
         _ => format!("{count} {what}s"),
@@ -71,11 +66,7 @@ pub(crate) fn count(diagnostics: &[Diagnostic]) -> String {
         (errors, 0) => plural(errors, Severity::Error),
         (0, warnings) => plural(warnings, Severity::Warning),
         (errors, warnings) => {
-            format!(
-                "{}, {}",
-                plural(errors, Severity::Error),
-                plural(warnings, Severity::Warning)
-            )
+            format!("{}, {}", plural(errors, Severity::Error), plural(warnings, Severity::Warning))
         }
     }
 }
@@ -102,48 +93,28 @@ fn render(diagnostic: &Diagnostic, files: &PolicyFiles, colour: bool) -> String 
     let mut groups = vec![group];
     for related in &diagnostic.related {
         let title = Level::NOTE.secondary_title(wrap(&related.message, "note: ".len()));
-        groups.push(place(
-            Group::with_title(title),
-            &related.place,
-            files,
-            false,
-        ));
+        groups.push(place(Group::with_title(title), &related.place, files, false));
     }
-    let renderer = if colour {
-        Renderer::styled()
-    } else {
-        Renderer::plain()
-    };
+    let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
     let text = renderer.term_width(COLUMNS).render(&groups);
     // Between an origin and its snippet stands a line of three colons, which says nothing.
-    let lines = text
-        .lines()
-        .filter(|line| !line.contains(":::") || line.contains('|'));
+    let lines = text.lines().filter(|line| !line.contains(":::") || line.contains('|'));
     lines.collect::<Vec<_>>().join("\n")
 }
 
 fn place<'d>(group: Group<'d>, place: &'d Place, files: &PolicyFiles, primary: bool) -> Group<'d> {
     let path = files.path_of(&place.source).to_string_lossy().into_owned();
-    let kind = if primary {
-        AnnotationKind::Primary
-    } else {
-        AnnotationKind::Context
-    };
+    let kind = if primary { AnnotationKind::Primary } else { AnnotationKind::Context };
     let excerpt = &place.excerpt;
     let snippet = Snippet::source(excerpt.text.as_str())
         .line_start(place.line)
         .annotation(kind.span(excerpt.highlight.clone()));
-    let before = excerpt
-        .text
-        .get(..excerpt.highlight.start)
-        .unwrap_or_default();
+    let before = excerpt.text.get(..excerpt.highlight.start).unwrap_or_default();
     if before.chars().count() + 1 == place.column {
         return group.element(snippet.path(path));
     }
     // The excerpt is a part of a long line: the renderer cannot count the column.
-    let origin = Origin::path(path)
-        .line(place.line)
-        .char_column(place.column);
+    let origin = Origin::path(path).line(place.line).char_column(place.column);
     group.element(origin).element(snippet)
 }
 
@@ -179,18 +150,12 @@ mod tests {
     use engine::policy::{NoEnvironment, Policy, Source};
 
     fn rendered(text: &str) -> Vec<String> {
-        let source = Source {
-            name: "a.policy".into(),
-            text: text.into(),
-        };
+        let source = Source { name: "a.policy".into(), text: text.into() };
         let found = match Policy::load(&[source], &NoEnvironment) {
             Ok((_, found)) | Err(found) => found,
         };
         let files = PolicyFiles::default();
-        found
-            .iter()
-            .map(|diagnostic| render(diagnostic, &files, false))
-            .collect()
+        found.iter().map(|diagnostic| render(diagnostic, &files, false)).collect()
     }
 
     #[test]
@@ -216,10 +181,7 @@ error[host-bits]: `10.0.0.1/8` has bits set beyond its first 8
             format!("policy 1\nset {long} = 1\nallow to @lan\nalow {long}\n"),
             "policy 1\nallow tcp id a\nallow udp id a\nroute from 10.0.0.1 via wg0".to_owned(),
             "policy 1\nblock to any\nallow to 10.0.0.1\ndefault allow".to_owned(),
-            format!(
-                "policy 1\nallow user \"{}\0\"\ndefault block",
-                "é".repeat(200)
-            ),
+            format!("policy 1\nallow user \"{}\0\"\ndefault block", "é".repeat(200)),
         ] {
             let all = rendered(&text);
             assert!(!all.is_empty());
@@ -231,10 +193,7 @@ error[host-bits]: `10.0.0.1/8` has bits set beyond its first 8
 
     #[test]
     fn objects() {
-        let source = Source {
-            name: "a.policy".into(),
-            text: "policy 1\nalow\n".into(),
-        };
+        let source = Source { name: "a.policy".into(), text: "policy 1\nalow\n".into() };
         let found = Policy::load(&[source], &NoEnvironment).expect_err("a bad policy");
         let object = object(&found[0], &PolicyFiles::default());
         let want = json!({

@@ -54,7 +54,8 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
     let config = read_config(args.config.as_deref())?;
     let policy = read_policy(args, &config)?;
     let report = args.report.as_deref().map(open_report).transpose()?;
-    let resolv_conf = ResolvConf::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    let resolv_conf =
+        ResolvConf::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
     let services = services(args, &resolv_conf)?;
 
     let plan = Plan {
@@ -104,9 +105,9 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
     })?;
     let handle = driver.handle();
     let clock = Clock { epoch: SystemTime::now() - driver.epoch().elapsed() };
-    let writer = report.zip(received).map(|(file, received)| {
-        std::thread::spawn(move || write_reports(file, &received, clock))
-    });
+    let writer = report
+        .zip(received)
+        .map(|(file, received)| std::thread::spawn(move || write_reports(file, &received, clock)));
     let shard = std::thread::Builder::new()
         .name("shard-0".to_owned())
         .spawn(move || driver.run())

@@ -72,8 +72,7 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
         client: args.client,
         uid,
     };
-    flow.check()
-        .map_err(|error| Refusal::new(code::USAGE, format!("explain: {error}")))?;
+    flow.check().map_err(|error| Refusal::new(code::USAGE, format!("explain: {error}")))?;
     let policy = policy_files::load(&args.policy, code::FINDING)?;
     let told = match policy.explain(&flow) {
         Ok(told) => told,
@@ -87,9 +86,7 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
             };
             let (one, other) = (said(dependence.one), said(dependence.other));
             let what = format!("explain: the verdict depends on the source: {one}, {other}");
-            return Err(Refusal::new(code::FINDING, what)
-                .help("give an address as SRC")
-                .into());
+            return Err(Refusal::new(code::FINDING, what).help("give an address as SRC").into());
         }
     };
     if json {
@@ -144,22 +141,13 @@ fn text(flow: &Hypothesis, told: &Explanation, policy: &Policy) -> String {
         line("uid", &uid.to_string());
     }
     for route in &told.routes {
-        line(
-            if route.matched { "route" } else { "not route" },
-            &heading(route),
-        );
+        line(if route.matched { "route" } else { "not route" }, &heading(route));
         why(route, &mut line);
     }
     line("way out", told.via);
-    line(
-        "source",
-        &address_of(flow).map_or_else(|| "any".to_owned(), |a| a.to_string()),
-    );
+    line("source", &address_of(flow).map_or_else(|| "any".to_owned(), |a| a.to_string()));
     for rule in &told.rules {
-        line(
-            if rule.matched { "match" } else { "no match" },
-            &heading(rule),
-        );
+        line(if rule.matched { "match" } else { "no match" }, &heading(rule));
         why(rule, &mut line);
     }
     let rules = policy.summary().rules;
@@ -199,11 +187,7 @@ fn clipped(line: &str) -> String {
     const COLUMNS: usize = 80;
     match line.char_indices().nth(COLUMNS) {
         None => line.trim_end().to_owned(),
-        Some(_) => line
-            .chars()
-            .take(COLUMNS - 1)
-            .chain(std::iter::once('…'))
-            .collect(),
+        Some(_) => line.chars().take(COLUMNS - 1).chain(std::iter::once('…')).collect(),
     }
 }
 
@@ -227,11 +211,7 @@ fn uid(user: &str) -> anyhow::Result<u32> {
         return Ok(uid);
     }
     policy_files::uid(user).ok_or_else(|| {
-        Refusal::new(
-            code::USAGE,
-            format!("--user: this host has no user `{user}`"),
-        )
-        .into()
+        Refusal::new(code::USAGE, format!("--user: this host has no user `{user}`")).into()
     })
 }
 
@@ -245,10 +225,7 @@ fn protocol(word: &str) -> Result<Protocol, String> {
 }
 
 fn address(word: &str) -> Result<IpAddr, String> {
-    let bare = word
-        .strip_prefix('[')
-        .and_then(|word| word.strip_suffix(']'))
-        .unwrap_or(word);
+    let bare = word.strip_prefix('[').and_then(|word| word.strip_suffix(']')).unwrap_or(word);
     match bare.parse::<IpAddr>() {
         Ok(address) => Ok(address.to_canonical()),
         Err(_) if word.bytes().any(|b| b.is_ascii_alphabetic()) && !word.contains(':') => {
@@ -259,33 +236,19 @@ fn address(word: &str) -> Result<IpAddr, String> {
 }
 
 fn source(word: &str) -> Result<AssumedSource, String> {
-    if word == "any" {
-        Ok(AssumedSource::Any)
-    } else {
-        address(word).map(AssumedSource::Address)
-    }
+    if word == "any" { Ok(AssumedSource::Any) } else { address(word).map(AssumedSource::Address) }
 }
 
 fn destination(word: &str) -> Result<Destination, String> {
-    let alone = address(word).map(|address| Destination {
-        address,
-        port: None,
-    });
+    let alone = address(word).map(|address| Destination { address, port: None });
     let Some((host, port)) = word.rsplit_once(':').filter(|_| alone.is_err()) else {
         return alone;
     };
-    let port = port
-        .parse()
-        .map_err(|_| format!("`{port}` is not a port"))?;
+    let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
     if host.contains(':') && !host.starts_with('[') {
-        return Err(format!(
-            "an IPv6 address with a port stands in brackets: [{host}]:{port}"
-        ));
+        return Err(format!("an IPv6 address with a port stands in brackets: [{host}]:{port}"));
     }
-    address(host).map(|address| Destination {
-        address,
-        port: Some(port),
-    })
+    address(host).map(|address| Destination { address, port: Some(port) })
 }
 
 #[cfg(test)]

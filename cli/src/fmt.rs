@@ -43,9 +43,7 @@ pub(crate) fn run(args: &FmtArgs, json: bool) -> anyhow::Result<u8> {
         }
     }
     if json {
-        found
-            .iter()
-            .for_each(|d| diagnostics::line(diagnostics::object(d, &files)));
+        found.iter().for_each(|d| diagnostics::line(diagnostics::object(d, &files)));
     } else {
         diagnostics::print(&found, &files);
     }
@@ -113,10 +111,7 @@ mod tests {
         std::os::unix::fs::symlink("a.policy", &link).expect("link");
         replace(&link, "new").expect("replaced");
         assert_eq!(fs::read_to_string(&file).expect("file"), "new");
-        assert_eq!(
-            fs::metadata(&file).expect("file").permissions().mode() & 0o777,
-            0o640
-        );
+        assert_eq!(fs::metadata(&file).expect("file").permissions().mode() & 0o777, 0o640);
         assert!(fs::symlink_metadata(&link).expect("link").is_symlink());
         assert_eq!(fs::read_dir(&directory).expect("directory").count(), 2);
         fs::remove_dir_all(&directory).expect("temporary directory");

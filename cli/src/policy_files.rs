@@ -60,10 +60,7 @@ impl PolicyFiles {
             for path in expand(path)? {
                 let bytes = fs::read(&path).map_err(|error| unreadable(&path, &error))?;
                 // Rules are named after the file, as long as that tells them apart.
-                let short = path
-                    .file_name()
-                    .unwrap_or(path.as_os_str())
-                    .to_string_lossy();
+                let short = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
                 let long = path.to_string_lossy();
                 let name = if names.contains(&*short) { long } else { short }.into_owned();
                 names.insert(name.clone());
@@ -90,9 +87,7 @@ impl PolicyFiles {
     /// # Errors
     /// Everything that is wrong.
     pub(crate) fn check_syntax(&self) -> Result<(), Vec<Diagnostic>> {
-        let found = policy::check_syntax(&self.sources())
-            .err()
-            .unwrap_or_default();
+        let found = policy::check_syntax(&self.sources()).err().unwrap_or_default();
         let all: Vec<_> = self.unreadable.iter().cloned().chain(found).collect();
         if all.is_empty() { Ok(()) } else { Err(all) }
     }
@@ -117,22 +112,13 @@ impl PolicyFiles {
         if let Some(file) = self.list.iter().find(|file| file.source.name == source) {
             return file.path.clone();
         }
-        let places = self
-            .list
-            .iter()
-            .map(|file| directory_of(&file.path).join(source));
-        places
-            .into_iter()
-            .find(|path| path.exists())
-            .unwrap_or_else(|| PathBuf::from(source))
+        let places = self.list.iter().map(|file| directory_of(&file.path).join(source));
+        places.into_iter().find(|path| path.exists()).unwrap_or_else(|| PathBuf::from(source))
     }
 
     fn add(&mut self, path: PathBuf, name: String, bytes: Vec<u8>) {
         match String::from_utf8(bytes) {
-            Ok(text) => self.list.push(PolicyFile {
-                path,
-                source: Source { name, text },
-            }),
+            Ok(text) => self.list.push(PolicyFile { path, source: Source { name, text } }),
             Err(error) => {
                 let at = error.utf8_error().valid_up_to();
                 let text = String::from_utf8_lossy(error.as_bytes());
@@ -191,20 +177,12 @@ fn directory_of(path: &Path) -> &Path {
 /// Reads a file of a set. The engine has refused `..` and absolute paths; a symbolic
 /// link must not lead out of the directory either.
 fn read_below(directory: &Path, path: &str) -> Result<String, ReadError> {
-    let directory = directory
-        .canonicalize()
-        .map_err(|error| read_error(&error))?;
-    let path = directory
-        .join(path)
-        .canonicalize()
-        .map_err(|error| read_error(&error))?;
+    let directory = directory.canonicalize().map_err(|error| read_error(&error))?;
+    let path = directory.join(path).canonicalize().map_err(|error| read_error(&error))?;
     if !path.starts_with(&directory) {
         return Err(ReadError::Outside);
     }
-    if !fs::metadata(&path)
-        .map_err(|error| read_error(&error))?
-        .is_file()
-    {
+    if !fs::metadata(&path).map_err(|error| read_error(&error))?.is_file() {
         return Err(ReadError::NotAFile);
     }
     let bytes = fs::read(&path).map_err(|error| read_error(&error))?;
@@ -244,9 +222,7 @@ pub(crate) fn uid(user: &str) -> Option<u32> {
 fn uid_in(passwd: &str, user: &str) -> Option<u32> {
     let mut lines = passwd.lines().map(|line| line.split(':'));
     lines.find_map(|mut fields| {
-        (fields.next() == Some(user))
-            .then(|| fields.nth(1)?.parse().ok())
-            .flatten()
+        (fields.next() == Some(user)).then(|| fields.nth(1)?.parse().ok()).flatten()
     })
 }
 
@@ -257,13 +233,9 @@ mod tests {
     #[test]
     fn users() {
         let passwd = "root:x:0:0:root:/root:/bin/bash\n# c\n\nbad\nalice:x:1000:1000::/:/bin/sh\n";
-        for (user, want) in [
-            ("root", Some(0)),
-            ("alice", Some(1000)),
-            ("bad", None),
-            ("x", None),
-            ("", None),
-        ] {
+        for (user, want) in
+            [("root", Some(0)), ("alice", Some(1000)), ("bad", None), ("x", None), ("", None)]
+        {
             assert_eq!(uid_in(passwd, user), want, "{user}");
         }
         assert_eq!(uid("root"), Some(0));

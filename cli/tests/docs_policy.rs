@@ -41,10 +41,7 @@ fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
 
 /// Everything that is said about a policy, warnings too; `Err` where it is refused.
 fn load(name: &str, text: &str) -> Result<Vec<String>, Vec<String>> {
-    let source = Source {
-        name: name.to_owned(),
-        text: text.to_owned(),
-    };
+    let source = Source { name: name.to_owned(), text: text.to_owned() };
     let said = |found: Vec<engine::policy::Diagnostic>| {
         found.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
@@ -76,20 +73,13 @@ fn blocks(path: &Path) -> Vec<Block> {
             (None, Some(fence)) => {
                 let name = path.file_name().unwrap_or_default().to_string_lossy();
                 let place = format!("{name}:{}", number + 1);
-                open = Some(Block {
-                    place,
-                    fence: fence.trim().to_owned(),
-                    text: String::new(),
-                });
+                open = Some(Block { place, fence: fence.trim().to_owned(), text: String::new() });
             }
             (None, None) => {}
         }
     }
     assert!(open.is_none(), "{}: a block is not closed", path.display());
-    blocks
-        .into_iter()
-        .filter(|block| block.fence.split(' ').next() == Some("policy"))
-        .collect()
+    blocks.into_iter().filter(|block| block.fence.split(' ').next() == Some("policy")).collect()
 }
 
 #[test]
@@ -122,25 +112,12 @@ fn examples() {
     let examples = files(&docs().join("examples"), "policy");
     assert!(examples.len() >= 4, "{examples:?}");
     for path in examples {
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let text = fs::read_to_string(&path).expect("an example");
         assert_eq!(load(&name, &text), Ok(Vec::new()), "{name}");
-        assert!(
-            text.contains("\nexpect "),
-            "{name}: an example tests itself"
-        );
-        assert!(
-            text.lines().all(|line| line.chars().count() <= 80),
-            "{name}: wide lines"
-        );
-        let source = Source {
-            name: name.clone(),
-            text: text.clone(),
-        };
+        assert!(text.contains("\nexpect "), "{name}: an example tests itself");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{name}: wide lines");
+        let source = Source { name: name.clone(), text: text.clone() };
         assert_eq!(format(&source), Ok(text), "{name}: not in canonical form");
     }
 }
@@ -152,18 +129,12 @@ fn codes_are_documented() {
     let source = fs::read_to_string(source).expect("the engine's source");
     let document = fs::read_to_string(docs().join("policy.md")).expect("a document");
     let codes = source.lines().filter_map(|line| {
-        let (_, code) = line
-            .trim()
-            .strip_prefix("pub const ")?
-            .split_once(": &str = \"")?;
+        let (_, code) = line.trim().strip_prefix("pub const ")?.split_once(": &str = \"")?;
         code.strip_suffix("\";")
     });
     let codes: Vec<&str> = codes.collect();
     assert!(codes.len() > 20, "{codes:?}");
     for code in codes {
-        assert!(
-            document.contains(&format!("`{code}`")),
-            "`{code}` is not documented"
-        );
+        assert!(document.contains(&format!("`{code}`")), "`{code}` is not documented");
     }
 }

@@ -51,20 +51,14 @@ fn tunneld(arguments: &[&str]) -> Said {
         .output()
         .expect("the program runs");
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
-    let said = Said {
-        exit: output.status.code(),
-        out: text(output.stdout),
-        err: text(output.stderr),
-    };
+    let said =
+        Said { exit: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
     // The argument parser quotes what it was given, however long.
     let usage = said.exit == Some(2) || arguments.contains(&"--json");
     for line in said.err.lines().filter(|_| !usage) {
         assert!(line.chars().count() <= 80, "wide: {line}");
     }
-    assert!(
-        !said.err.contains('\x1b') && !said.out.contains('\x1b'),
-        "colour without a terminal"
-    );
+    assert!(!said.err.contains('\x1b') && !said.out.contains('\x1b'), "colour without a terminal");
     said
 }
 
@@ -80,40 +74,23 @@ fn check() {
     assert_eq!((said.exit, &*said.err), (Some(0), ""));
     assert_eq!(said.out, "valid: 1 file, 3 rules, 1 set, 1 expect passed\n");
 
-    fs::write(
-        good.path("30.policy"),
-        "policy 1\nalow\nallow user nobody-at-all\n",
-    )
-    .expect("file");
+    fs::write(good.path("30.policy"), "policy 1\nalow\nallow user nobody-at-all\n").expect("file");
     let said = tunneld(&["check", &good.path("")]);
     assert_eq!((said.exit, &*said.out), (Some(1), ""));
     assert!(said.err.contains("30.policy:2:1\n"), "{}", said.err);
-    assert!(
-        said.err.ends_with("\n2 errors in 2 files\n"),
-        "{}",
-        said.err
-    );
+    assert!(said.err.ends_with("\n2 errors in 2 files\n"), "{}", said.err);
     let said = tunneld(&["check", "--syntax", &good.path("30.policy")]);
     assert!(said.err.ends_with("\n1 error in 1 file\n"), "{}", said.err);
 
     let said = tunneld(&["--json", "check", &good.path("30.policy")]);
     assert_eq!((said.exit, &*said.err), (Some(1), ""));
-    let lines: Vec<serde_json::Value> = said
-        .out
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("JSON"))
-        .collect();
+    let lines: Vec<serde_json::Value> =
+        said.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert_eq!(lines.len(), 4, "{}", said.out);
     assert_eq!(lines[0]["code"], "unknown-statement");
-    assert_eq!(
-        (lines[0]["line"].as_u64(), lines[0]["column"].as_u64()),
-        (Some(2), Some(1))
-    );
+    assert_eq!((lines[0]["line"].as_u64(), lines[0]["column"].as_u64()), (Some(2), Some(1)));
     assert_eq!(lines[3]["event"], "check");
-    assert_eq!(
-        (&lines[3]["valid"], &lines[3]["errors"]),
-        (&false.into(), &3.into())
-    );
+    assert_eq!((&lines[3]["valid"], &lines[3]["errors"]), (&false.into(), &3.into()));
 }
 
 #[test]
@@ -122,10 +99,7 @@ fn what_cannot_be_read() {
     for (arguments, exit) in [
         (vec!["check", "/nowhere/policy.d"], 5),
         (vec!["fmt", "/nowhere/policy.d"], 5),
-        (
-            vec!["explain", "tcp", "any", "192.0.2.1", "--policy", "/nowhere"],
-            5,
-        ),
+        (vec!["explain", "tcp", "any", "192.0.2.1", "--policy", "/nowhere"], 5),
         (vec!["check", &directory.path("a.policy")], 1),
         (vec!["fmt", "--check", &directory.path("a.policy")], 1),
         (vec!["check", "/dev/null"], 1),
@@ -145,11 +119,7 @@ fn fmt() {
     let rough = GOOD.replacen("port 22", "port  22,23", 1);
     let directory = Directory::new(
         "fmt",
-        &[
-            ("a.policy", rough.as_bytes()),
-            ("b.policy", b"policy 1\n"),
-            ("c.policy", b"alow"),
-        ],
+        &[("a.policy", rough.as_bytes()), ("b.policy", b"policy 1\n"), ("c.policy", b"alow")],
     );
     let read = |name: &str| fs::read_to_string(directory.path(name)).expect("file");
     let said = tunneld(&["fmt", "--check", &directory.path("")]);
@@ -160,13 +130,8 @@ fn fmt() {
     fs::remove_file(directory.path("c.policy")).expect("file");
     assert_eq!(tunneld(&["fmt", &directory.path("")]).exit, Some(0));
     assert_eq!(read("a.policy"), GOOD.replacen("port 22", "port 22 23", 1));
-    assert_eq!(
-        tunneld(&["fmt", "--check", &directory.path("")]).exit,
-        Some(0)
-    );
-    let left = fs::read_dir(Path::new(&directory.path("")))
-        .expect("directory")
-        .count();
+    assert_eq!(tunneld(&["fmt", "--check", &directory.path("")]).exit, Some(0));
+    let left = fs::read_dir(Path::new(&directory.path(""))).expect("directory").count();
     assert_eq!(left, 2, "no temporary file stays");
 }
 
@@ -175,62 +140,22 @@ fn explain() {
     let directory = Directory::new("explain", &[("a.policy", GOOD.as_bytes())]);
     let policy = directory.path("a.policy");
     for (flow, exit, wants) in [
-        (
-            vec!["tcp", "any", "10.0.0.1:22"],
-            1,
-            "verdict     block by no-ssh\n",
-        ),
-        (
-            vec!["tcp", "any", "10.0.0.1:22"],
-            1,
-            "app         ECONNREFUSED\n",
-        ),
+        (vec!["tcp", "any", "10.0.0.1:22"], 1, "verdict     block by no-ssh\n"),
+        (vec!["tcp", "any", "10.0.0.1:22"], 1, "app         ECONNREFUSED\n"),
         (
             vec!["tcp", "10.0.0.2", "10.0.0.1:80", "--user", "root"],
             0,
             "verdict     allow by a.policy:4\n",
         ),
-        (
-            vec!["tcp", "10.0.0.2", "10.0.0.1:80"],
-            0,
-            "not known:     user root\n",
-        ),
-        (
-            vec!["tcp", "any", "[2001:db8::1]:80"],
-            0,
-            "verdict     allow by default\n",
-        ),
-        (
-            vec!["udp", "any", "192.0.2.1:53"],
-            1,
-            "verdict     drop by a.policy:5\n",
-        ),
-        (
-            vec!["tcp", "any", "192.0.2.1", "--client", "10.0.0.9"],
-            0,
-            "client      10.0.0.9\n",
-        ),
-        (
-            vec!["tcp", "::1", "192.0.2.1"],
-            2,
-            "not of one address family",
-        ),
+        (vec!["tcp", "10.0.0.2", "10.0.0.1:80"], 0, "not known:     user root\n"),
+        (vec!["tcp", "any", "[2001:db8::1]:80"], 0, "verdict     allow by default\n"),
+        (vec!["udp", "any", "192.0.2.1:53"], 1, "verdict     drop by a.policy:5\n"),
+        (vec!["tcp", "any", "192.0.2.1", "--client", "10.0.0.9"], 0, "client      10.0.0.9\n"),
+        (vec!["tcp", "::1", "192.0.2.1"], 2, "not of one address family"),
         (vec!["sctp", "any", "192.0.2.1"], 2, "tcp, udp or icmp"),
-        (
-            vec!["tcp", "any", "www.example.com:80"],
-            2,
-            "not in this version",
-        ),
-        (
-            vec!["tcp", "any", "192.0.2.1", "--app", "/bin/sh"],
-            2,
-            "not in this version",
-        ),
-        (
-            vec!["tcp", "any", "192.0.2.1", "--user", "nobody-at-all"],
-            2,
-            "no user",
-        ),
+        (vec!["tcp", "any", "www.example.com:80"], 2, "not in this version"),
+        (vec!["tcp", "any", "192.0.2.1", "--app", "/bin/sh"], 2, "not in this version"),
+        (vec!["tcp", "any", "192.0.2.1", "--user", "nobody-at-all"], 2, "no user"),
     ] {
         let said = tunneld(&[&["explain"], &flow[..], &["--policy", &policy]].concat());
         assert_eq!(said.exit, Some(exit), "{flow:?}: {}{}", said.out, said.err);
@@ -238,26 +163,10 @@ fn explain() {
     }
     let said = tunneld(&["explain", "tcp", "any", "192.0.2.1"]);
     assert_eq!(said.exit, Some(3));
-    assert!(
-        said.err
-            .starts_with("error: explain: daemon not running\nhelp: "),
-        "{}",
-        said.err
-    );
+    assert!(said.err.starts_with("error: explain: daemon not running\nhelp: "), "{}", said.err);
 
-    let said = tunneld(&[
-        "explain",
-        "--json",
-        "tcp",
-        "any",
-        "10.0.0.1:22",
-        "--policy",
-        &policy,
-    ]);
+    let said = tunneld(&["explain", "--json", "tcp", "any", "10.0.0.1:22", "--policy", &policy]);
     let told: serde_json::Value = serde_json::from_str(&said.out).expect("JSON");
-    assert_eq!(
-        (&told["verdict"], &told["rule"]),
-        (&"block".into(), &"no-ssh".into())
-    );
+    assert_eq!((&told["verdict"], &told["rule"]), (&"block".into(), &"no-ssh".into()));
     assert_eq!(told["rules"][0]["line"], 3);
 }

@@ -69,7 +69,8 @@ mod tests {
             ),
         ] {
             let conf = ResolvConf::parse(text);
-            let servers: Vec<IpAddr> = servers.iter().map(|s| s.parse().expect("address")).collect();
+            let servers: Vec<IpAddr> =
+                servers.iter().map(|s| s.parse().expect("address")).collect();
             assert_eq!(conf.nameservers, servers, "{name}");
             assert_eq!(conf.rest, rest, "{name}");
         }

@@ -401,12 +401,8 @@ impl Engine {
                 );
                 match parsed {
                     Ok(transport) => {
-                        let packet = Packet {
-                            bytes: &whole,
-                            dont_fragment: false,
-                            transport,
-                            ..*packet
-                        };
+                        let packet =
+                            Packet { bytes: &whole, dont_fragment: false, transport, ..*packet };
                         // A TCP segment in fragments has no bytes the stack could parse
                         // again; kernels don't send them.
                         if matches!(transport, Transport::Tcp(_)) {
@@ -630,13 +626,7 @@ fn reason_of(failure: Failure) -> Reason {
 
 /// Writes an ICMP error about `quote` to the app, unless RFC 1122 3.2.2 forbids it: never
 /// about multicast, broadcast or an ICMP error.
-fn write_icmp(
-    sink: &mut impl Sink,
-    from: IpAddr,
-    to: IpAddr,
-    error: icmp::Error,
-    quote: &[u8],
-) {
+fn write_icmp(sink: &mut impl Sink, from: IpAddr, to: IpAddr, error: icmp::Error, quote: &[u8]) {
     sink.to_app(icmp::LENGTH, Meta::default(), |buffer| {
         icmp::write(buffer, from, to, error, quote)
     });
@@ -645,4 +635,3 @@ fn write_icmp(
 fn write_reset(sink: &mut impl Sink, packet: &Packet<'_>, segment: &Tcp<'_>) {
     sink.to_app(reset::LENGTH, Meta::default(), |buffer| reset::write(buffer, packet, segment));
 }
-

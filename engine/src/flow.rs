@@ -85,11 +85,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    pub(crate) fn new(
-        protocol: u8,
-        client: (IpAddr, u16),
-        destination: (IpAddr, u16),
-    ) -> Self {
+    pub(crate) fn new(protocol: u8, client: (IpAddr, u16), destination: (IpAddr, u16)) -> Self {
         Self {
             protocol,
             client: octets(client.0),
@@ -205,7 +201,8 @@ pub(crate) const HELD_DATAGRAMS: usize = 32;
 /// the kernel note an ICMP error instead of failing the call (`tcp_v4_err`, "sock owned by
 /// user"), so the error is given again a moment later; a socket that has failed already
 /// ignores it.
-pub(crate) const REPEAT_AFTER: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(12)];
+pub(crate) const REPEAT_AFTER: [Duration; 2] =
+    [Duration::from_millis(2), Duration::from_millis(12)];
 
 /// Idle TCP: RFC 5382 REQ-5 asks for at least 2 h 4 min.
 pub(crate) const TCP_IDLE: Duration = Duration::from_secs(2 * 3600 + 4 * 60);

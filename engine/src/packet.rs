@@ -205,10 +205,9 @@ pub(crate) fn parse_transport<'a>(
                 // RFC 768: no checksum; RFC 8200 8.1 forbids that over IPv6.
                 0 if v4 => {}
                 0 if checksum == Checksum::Unknown => return Err(Dropped::Checksum),
-                _ => verify(
-                    upper,
-                    pseudo(packet.source, packet.destination, protocol, upper.len()),
-                )?,
+                _ => {
+                    verify(upper, pseudo(packet.source, packet.destination, protocol, upper.len()))?
+                }
             }
             Ok(Transport::Udp(Udp {
                 source_port: be16(upper, 0),

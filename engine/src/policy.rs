@@ -250,10 +250,7 @@ impl Policy {
 
     /// The rule's `id`, else `FILE:LINE`; `default` where no rule matched.
     pub fn rule_name(&self, rule: RuleId) -> &str {
-        self.rules
-            .rules
-            .get(rule.0 as usize)
-            .map_or("default", |rule| &rule.name)
+        self.rules.rules.get(rule.0 as usize).map_or("default", |rule| &rule.name)
     }
 
     /// Whether any rule asks whose socket a flow belongs to.
@@ -278,14 +275,8 @@ impl Policy {
 
     fn decision(&self, rule: Option<u32>) -> Decision {
         match rule.and_then(|rule| Some((rule, self.rules.rules.get(rule as usize)?))) {
-            Some((id, rule)) => Decision {
-                verdict: rule.verdict,
-                rule: RuleId(id),
-            },
-            None => Decision {
-                verdict: self.default,
-                rule: RuleId::DEFAULT,
-            },
+            Some((id, rule)) => Decision { verdict: rule.verdict, rule: RuleId(id) },
+            None => Decision { verdict: self.default, rule: RuleId::DEFAULT },
         }
     }
 }
@@ -298,11 +289,7 @@ pub fn check_syntax(sources: &[Source]) -> Result<(), Vec<Diagnostic>> {
     let mut texts = Sources::default();
     let mut findings = Findings::new();
     compile::parse_all(sources, &mut texts, &mut findings);
-    if findings.has_errors() {
-        Err(findings.into_diagnostics(&texts))
-    } else {
-        Ok(())
-    }
+    if findings.has_errors() { Err(findings.into_diagnostics(&texts)) } else { Ok(()) }
 }
 
 /// The diagnostic for bytes that are not UTF-8, from byte `at` on; `text` is what can
@@ -313,11 +300,7 @@ pub fn not_text(name: &str, text: &str, at: usize) -> Diagnostic {
     let mut findings = Findings::new();
     let span = Span::new(at, at + 1);
     findings
-        .error(
-            code::NOT_TEXT,
-            Site { source, span },
-            format!("byte {at} is not UTF-8 text"),
-        )
+        .error(code::NOT_TEXT, Site { source, span }, format!("byte {at} is not UTF-8 text"))
         .help("a policy is UTF-8 text");
     findings.into_diagnostics(&sources).remove(0)
 }

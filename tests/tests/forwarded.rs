@@ -16,8 +16,8 @@ use std::sync::mpsc::{Receiver, channel, sync_channel};
 use anyhow::{Context, Result, ensure};
 use engine::policy::{NoEnvironment, Policy, Source, Verdict};
 use engine::{Engine, Instant, Report, Services, Stage};
-use tests::endpoints::page::{PAGE, page};
 use tests::endpoints::TcpServer;
+use tests::endpoints::page::{PAGE, page};
 use tests::lab::{Lab, Netns, link, plan};
 use tests::require_root;
 use tunnel::device::{Device, Tun, open_tun};
@@ -30,8 +30,8 @@ const STRANGER: &str = "10.9.0.3";
 
 fn route(text: String, own: Vec<IpAddr>) -> Result<(Driver<Tun>, Receiver<Report>)> {
     let sources = [Source { name: "router.policy".to_owned(), text }];
-    let (policy, _) = Policy::load(&sources, &NoEnvironment)
-        .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+    let (policy, _) =
+        Policy::load(&sources, &NoEnvironment).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
     let device = Tun::adopt(open_tun("tunneld0", true, false)?)?;
     let config = engine::Config {
         mtu: 1500,
@@ -95,11 +95,9 @@ fn from_is_the_client_and_egress_the_uplink() -> Result<()> {
     let handle = handle.recv().context("the router's thread")??;
     let reports = reports.recv().context("the reports")?;
     lab.host.sysctl("net/ipv4/conf/tunneld0/rp_filter", "0")?;
-    lab.host.ip(
-        "link set tunneld0 up\n\
+    lab.host.ip("link set tunneld0 up\n\
          rule add iif down0 lookup 100\n\
-         route add default dev tunneld0 table 100\n",
-    )?;
+         route add default dev tunneld0 table 100\n")?;
 
     let url = format!("http://{}:{}/", plan::GOOD4, server.port());
     let fetch = |address: &str| {

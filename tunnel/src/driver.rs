@@ -17,8 +17,8 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use engine::{
-    Checksum, Counters, Egress, Engine, Failure, FlowId, Input, Instant, Outcome, Output,
-    Protocol, Received, Report, RingId, Rings, Unresolved,
+    Checksum, Counters, Egress, Engine, Failure, FlowId, Input, Instant, Outcome, Output, Protocol,
+    Received, Report, RingId, Rings, Unresolved,
 };
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::fd::OwnedFd;
@@ -249,7 +249,8 @@ impl<D: Device> Driver<D> {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let due = self.engine.poll_timeout().map(|(at, _)| at.since(self.now()));
-        let due = if draining { Some(due.map_or(DRAIN_QUIET, |d| d.min(DRAIN_QUIET))) } else { due };
+        let due =
+            if draining { Some(due.map_or(DRAIN_QUIET, |d| d.min(DRAIN_QUIET))) } else { due };
         // epoll counts in milliseconds and rounds down; a timer must not fire early.
         due.map(|due| Timespec {
             tv_sec: i64::try_from(due.as_secs()).unwrap_or(i64::MAX),

@@ -38,7 +38,11 @@ pub(crate) struct Sockets<D> {
 
 impl<D: Device> Sockets<D> {
     pub(crate) fn new(device: D) -> Self {
-        Self { port: port::Port::new(device), streams: Vec::new(), datagrams: datagrams::Datagrams::new() }
+        Self {
+            port: port::Port::new(device),
+            streams: Vec::new(),
+            datagrams: datagrams::Datagrams::new(),
+        }
     }
 
     pub(crate) fn device(&mut self) -> &mut D {

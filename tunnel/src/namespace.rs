@@ -63,10 +63,7 @@ fn again<F>(prefix: &[&str]) {
 pub(crate) fn run(line: &str) {
     let mut words = line.split_whitespace();
     let Some(program) = words.next() else { return };
-    let output = Command::new(program)
-        .args(words)
-        .output()
-        .expect("program to run");
+    let output = Command::new(program).args(words).output().expect("program to run");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {errors}", line.trim());
 }
@@ -77,9 +74,7 @@ const INSIDE: &str = "TUNNELD_TEST_NAMESPACE";
 /// thread adds the local route some time after the address, and till then replies are dropped.
 pub(crate) fn await_local(address: &str) {
     for _ in 0..500 {
-        let output = Command::new("ip")
-            .args(["-6", "route", "get", address])
-            .output();
+        let output = Command::new("ip").args(["-6", "route", "get", address]).output();
         if output.is_ok_and(|output| output.stdout.starts_with(b"local")) {
             return;
         }
@@ -92,11 +87,7 @@ pub(crate) fn await_local(address: &str) {
 /// back for `packet`, whole and summed.
 pub(crate) fn icmp_error(packet: &[u8], kind: u8, code: u8, mtu: u16) -> Vec<u8> {
     let v4 = packet[0] >> 4 == 4;
-    let (source, destination) = if v4 {
-        (12..16, 16..20)
-    } else {
-        (8..24, 24..40)
-    };
+    let (source, destination) = if v4 { (12..16, 16..20) } else { (8..24, 24..40) };
     let mut icmp = vec![kind, code, 0, 0, 0, 0, 0, 0];
     icmp[6..8].copy_from_slice(&mtu.to_be_bytes());
     icmp.extend_from_slice(&packet[..packet.len().min(500)]);

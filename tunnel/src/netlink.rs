@@ -83,10 +83,7 @@ impl Requests {
     ) -> Result<std::ops::Range<usize>, Unanswered> {
         self.sequence = self.sequence.wrapping_add(1);
         let length = HEADER + payload.buffer_len();
-        let message = self
-            .question
-            .get_mut(..length)
-            .ok_or(Unanswered::Socket(Errno::TOOBIG))?;
+        let message = self.question.get_mut(..length).ok_or(Unanswered::Socket(Errno::TOOBIG))?;
         let mut header = NetlinkBuffer::new(&mut *message);
         header.set_length(length as u32); // at most QUESTION
         header.set_message_type(kind);
@@ -97,12 +94,7 @@ impl Requests {
 
         let kernel = SocketAddrNetlink::new(0, 0);
         rustix::io::retry_on_intr(|| {
-            sendto(
-                &self.socket,
-                &self.question[..length],
-                SendFlags::empty(),
-                &kernel,
-            )
+            sendto(&self.socket, &self.question[..length], SendFlags::empty(), &kernel)
         })
         .map_err(Unanswered::Socket)?;
         for _ in 0..STALE {
@@ -214,11 +206,7 @@ mod tests {
             ("an acknowledgement", error(0), Found::Garbled),
             ("a positive error", error(101), Found::Garbled),
             ("an impossible error", error(i32::MIN), Found::Garbled),
-            (
-                "an error cut off",
-                message(ERROR, 7, &[1, 2]),
-                Found::Garbled,
-            ),
+            ("an error cut off", message(ERROR, 7, &[1, 2]), Found::Garbled),
             ("another type", message(99, 7, b""), Found::Garbled),
             ("nothing", vec![], Found::Nothing),
             ("half a header", vec![0; 9], Found::Nothing),

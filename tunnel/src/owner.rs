@@ -156,11 +156,7 @@ fn parse(answer: &[u8], port: u16) -> Option<OwnerAnswer> {
         .find(|attribute| attribute.kind() == CGROUP_ID)
         .and_then(|attribute| attribute.value().first_chunk().copied())
         .map(u64::from_ne_bytes);
-    Some(OwnerAnswer {
-        uid,
-        inode,
-        cgroup_id,
-    })
+    Some(OwnerAnswer { uid, inode, cgroup_id })
 }
 
 /// `SOCK_DIAG_BY_FAMILY`
@@ -211,11 +207,7 @@ mod tests {
             for (name, protocol, client, inode) in cases {
                 let answer = owners.find(protocol, client, far).unwrap();
                 let answer = answer.unwrap_or_else(|| panic!("{name} of {address}: not found"));
-                assert_eq!(
-                    (answer.uid, answer.inode),
-                    (me(), inode),
-                    "{name} of {address}"
-                );
+                assert_eq!((answer.uid, answer.inode), (me(), inode), "{name} of {address}");
             }
             assert_eq!(owners.find(Protocol::Icmp, client, far).unwrap(), None);
         }
@@ -299,19 +291,9 @@ mod tests {
             let mut owners = owners().through(device);
             for (protocol, socket) in [(Protocol::Tcp, waiting), (Protocol::Udp, bound)] {
                 let client = socket.local_addr().unwrap().as_socket().unwrap();
-                let answer = owners
-                    .find(protocol, client, far)
-                    .unwrap()
-                    .expect("the socket");
-                assert_eq!(
-                    (answer.uid, answer.inode),
-                    (0, inode(&socket)),
-                    "{protocol}"
-                );
-                assert_eq!(
-                    owners.lookup(protocol, client, far).map(|owner| owner.uid),
-                    Some(0)
-                );
+                let answer = owners.find(protocol, client, far).unwrap().expect("the socket");
+                assert_eq!((answer.uid, answer.inode), (0, inode(&socket)), "{protocol}");
+                assert_eq!(owners.lookup(protocol, client, far).map(|owner| owner.uid), Some(0));
             }
         });
     }
@@ -327,9 +309,8 @@ mod tests {
         let mut owners = owners();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let far: SocketAddr = "192.0.2.1:53".parse().unwrap();
-        let owner = owners
-            .lookup(Protocol::Udp, socket.local_addr().unwrap(), far)
-            .expect("the socket");
+        let owner =
+            owners.lookup(Protocol::Udp, socket.local_addr().unwrap(), far).expect("the socket");
         if let Some(cgroup) = owner.cgroup {
             assert_eq!(&*cgroup, path);
         } else {
@@ -355,13 +336,7 @@ mod tests {
             bytes.extend_from_slice(value);
             bytes
         };
-        let answer = |cgroup_id| {
-            Some(OwnerAnswer {
-                uid: 1000,
-                inode: 77,
-                cgroup_id,
-            })
-        };
+        let answer = |cgroup_id| Some(OwnerAnswer { uid: 1000, inode: 77, cgroup_id });
         let cgroup = attribute(CGROUP_ID, &9_u64.to_ne_bytes());
         #[rustfmt::skip]
         let cases = [

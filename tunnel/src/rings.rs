@@ -146,11 +146,7 @@ impl Pool {
     /// When `id` came from another pool.
     pub unsafe fn give_back(&mut self, id: RingId) {
         let (class, pair) = self.find(&id);
-        let kept = if self.classes[class].free.len() < WARM {
-            KEPT
-        } else {
-            0
-        };
+        let kept = if self.classes[class].free.len() < WARM { KEPT } else { 0 };
         // SAFETY: nobody looks at the rings any more.
         unsafe { self.release(class, pair, kept) };
         let size = CLASSES[class];
@@ -311,26 +307,10 @@ const WARM: usize = 64;
 
 /// 1 MiB rings are what one flow needs for full speed; 256 KiB give three quarters of it.
 const CLASSES: [Size; 4] = [
-    Size {
-        ring: 1 << 20,
-        pairs: 16,
-        quarters: 2,
-    },
-    Size {
-        ring: 256 << 10,
-        pairs: 32,
-        quarters: 3,
-    },
-    Size {
-        ring: 64 << 10,
-        pairs: 64,
-        quarters: 4,
-    },
-    Size {
-        ring: LEAST,
-        pairs: 256,
-        quarters: 0,
-    },
+    Size { ring: 1 << 20, pairs: 16, quarters: 2 },
+    Size { ring: 256 << 10, pairs: 32, quarters: 3 },
+    Size { ring: 64 << 10, pairs: 64, quarters: 4 },
+    Size { ring: LEAST, pairs: 256, quarters: 0 },
 ];
 
 /// Rings are whole pages of every page size that Linux has on our targets but 64 KiB ones,
@@ -338,10 +318,7 @@ const CLASSES: [Size; 4] = [
 const _: () = {
     let mut class = 0;
     while class < CLASSES.len() {
-        assert!(
-            CLASSES[class].ring.is_multiple_of(4096),
-            "a ring is whole pages"
-        );
+        assert!(CLASSES[class].ring.is_multiple_of(4096), "a ring is whole pages");
         class += 1;
     }
 };
@@ -382,11 +359,7 @@ mod tests {
         let usage = pool.usage();
         assert_eq!((usage.pairs, usage.promised, pool.surplus), (0, 0, 0));
         assert_eq!(sizes(&mut pool, 1)[0].0, MIB, "the first is large again");
-        assert_eq!(
-            pool.usage().reserved,
-            usage.reserved,
-            "slabs are used again"
-        );
+        assert_eq!(pool.usage().reserved, usage.reserved, "slabs are used again");
     }
 
     #[test]
@@ -422,10 +395,7 @@ mod tests {
         }
         for (number, rings) in taken.iter().enumerate() {
             assert!(rings.to_far.iter().all(|&b| b == number as u8), "{number}");
-            assert!(
-                rings.to_app.iter().all(|&b| b == !(number as u8)),
-                "{number}"
-            );
+            assert!(rings.to_app.iter().all(|&b| b == !(number as u8)), "{number}");
         }
     }
 
@@ -480,10 +450,7 @@ mod tests {
                 // SAFETY: the slices are not used after this.
                 unsafe { pool.give_back(rings.id) };
             }
-            println!(
-                "{touched} bytes touched: {:?} a flow",
-                start.elapsed() / 10_000
-            );
+            println!("{touched} bytes touched: {:?} a flow", start.elapsed() / 10_000);
         }
     }
 }

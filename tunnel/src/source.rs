@@ -167,10 +167,7 @@ impl Routes {
             .filter(|source| !source.is_unspecified())
             .ok_or(LookupError::NoSource)?;
         Ok(RouteAnswer {
-            egress: Egress {
-                address,
-                device: self.name(route.device)?,
-            },
+            egress: Egress { address, device: self.name(route.device)? },
             device_index: route.device,
             kind,
             mtu: route.mtu,
@@ -242,13 +239,7 @@ impl Route {
     /// `None` where the bytes are no route.
     fn parse(payload: &[u8]) -> Option<Self> {
         let (header, attributes) = payload.split_at_checked(ROUTE_HEADER)?;
-        let mut route = Self {
-            kind: header[7],
-            device: 0,
-            source: None,
-            mtu: None,
-            error: None,
-        };
+        let mut route = Self { kind: header[7], device: 0, source: None, mtu: None, error: None };
         for attribute in NlasIterator::new(attributes) {
             let attribute = attribute.ok()?;
             let value = attribute.value();
@@ -368,12 +359,7 @@ mod tests {
         ];
         for (address, source) in cases {
             for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Icmp] {
-                let answer = routes
-                    .lookup(Query {
-                        protocol,
-                        ..query(address)
-                    })
-                    .unwrap();
+                let answer = routes.lookup(Query { protocol, ..query(address) }).unwrap();
                 assert_eq!(answer.egress.device.as_str(), "lo", "{address}");
                 assert_eq!(answer.kind, RouteKind::Local, "{address}");
                 assert_eq!(answer.egress.address, source.parse::<IpAddr>().unwrap());
@@ -419,29 +405,17 @@ mod tests {
     }
 
     fn answers(routes: &mut Routes) {
-        let marked = Query {
-            mark: Some(7),
-            ..query("198.18.0.1")
-        };
+        let marked = Query { mark: Some(7), ..query("198.18.0.1") };
         let ruled = Query {
             uid: Some(0),
             protocol: Protocol::Udp,
             destination_port: 53,
             ..query("198.19.0.1")
         };
-        let chosen = Query {
-            source: Some("192.0.2.3".parse().unwrap()),
-            ..query("198.51.100.1")
-        };
+        let chosen = Query { source: Some("192.0.2.3".parse().unwrap()), ..query("198.51.100.1") };
         let up0 = routes.lookup(query("192.0.2.9")).unwrap().device_index;
-        let linked = Query {
-            device: Some(up0),
-            ..query("fe80::9")
-        };
-        let group6 = Query {
-            device: Some(up0),
-            ..query("ff02::fb")
-        };
+        let linked = Query { device: Some(up0), ..query("fe80::9") };
+        let group6 = Query { device: Some(up0), ..query("ff02::fb") };
         let unicast = RouteKind::Unicast;
         #[rustfmt::skip]
         let cases = [
@@ -458,43 +432,25 @@ mod tests {
             ("v6 own address", query("2001:db8::2"), "2001:db8::2", "lo", RouteKind::Local, None),
         ];
         for (name, query, address, device, kind, mtu) in cases {
-            let answer = routes
-                .lookup(query)
-                .unwrap_or_else(|e| panic!("{name}: {e}"));
-            assert_eq!(
-                answer.egress.address,
-                address.parse::<IpAddr>().unwrap(),
-                "{name}"
-            );
+            let answer = routes.lookup(query).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert_eq!(answer.egress.address, address.parse::<IpAddr>().unwrap(), "{name}");
             assert_eq!(answer.egress.device.as_str(), device, "{name}");
             assert_eq!(answer.kind, kind, "{name}");
-            assert_eq!(
-                answer.mtu.filter(|_| answer.egress.address.is_ipv4()),
-                mtu,
-                "{name}"
-            );
+            assert_eq!(answer.mtu.filter(|_| answer.egress.address.is_ipv4()), mtu, "{name}");
         }
-        for (name, query, kind) in [
-            ("link-local", linked, unicast),
-            ("v6 group", group6, RouteKind::Multicast),
-        ] {
-            let answer = routes
-                .lookup(query)
-                .unwrap_or_else(|e| panic!("{name}: {e}"));
+        for (name, query, kind) in
+            [("link-local", linked, unicast), ("v6 group", group6, RouteKind::Multicast)]
+        {
+            let answer = routes.lookup(query).unwrap_or_else(|e| panic!("{name}: {e}"));
             assert_eq!(answer.device_index, up0, "{name}");
             assert_eq!(answer.kind, kind, "{name}");
         }
     }
 
     fn refusals(routes: &mut Routes) {
-        let foreign = Query {
-            source: Some("192.0.2.77".parse().unwrap()),
-            ..query("198.51.100.1")
-        };
-        let unruled = Query {
-            uid: Some(0),
-            ..query("198.19.0.1")
-        };
+        let foreign =
+            Query { source: Some("192.0.2.77".parse().unwrap()), ..query("198.51.100.1") };
+        let unruled = Query { uid: Some(0), ..query("198.19.0.1") };
         #[rustfmt::skip]
         let cases = [
             ("no route", query("198.18.0.1"), Failure::NetUnreachable),
@@ -524,10 +480,7 @@ mod tests {
         let answer = routes.lookup(query("192.0.2.9")).unwrap();
         assert_eq!(answer.egress.device.as_str(), "new0");
         namespace::run("ip link del new0");
-        assert_eq!(
-            routes.name(answer.device_index),
-            Err(LookupError::DeviceGone)
-        );
+        assert_eq!(routes.name(answer.device_index), Err(LookupError::DeviceGone));
     }
 
     #[test]
@@ -536,9 +489,7 @@ mod tests {
         for round in 0..50_000_usize {
             let bytes: Vec<u8> = (0..round % 64)
                 .map(|_| {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     // small numbers, so that lengths and types are often plausible
                     (state >> 60) as u8
                 })

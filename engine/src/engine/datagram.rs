@@ -5,9 +5,7 @@
 
 use std::net::SocketAddr;
 
-use crate::engine::{
-    Datagram, Engine, Mapping, MappingKey, Meta, Output, Unsent, Way, write_icmp,
-};
+use crate::engine::{Datagram, Engine, Mapping, MappingKey, Meta, Output, Unsent, Way, write_icmp};
 use crate::flow::{
     First, FlowId, HELD_DATAGRAMS, Held, Key, MappingId, SavedDatagram, SavedEcho, State, Waiting,
 };
@@ -147,11 +145,8 @@ impl Engine {
                     {
                         *sequence = saved.sequence;
                     }
-                    let datagram = Datagram {
-                        payload: &saved.payload,
-                        segment: None,
-                        dont_fragment: false,
-                    };
+                    let datagram =
+                        Datagram { payload: &saved.payload, segment: None, dont_fragment: false };
                     self.send(id, Way::Echo(id, saved.sequence), datagram, sink);
                     sent += 1;
                 }

@@ -227,13 +227,8 @@ impl Engine {
         now: Instant,
     ) {
         let Some(flow) = self.table.get_mut(id) else { return };
-        let forgotten = State::Answered(Answered {
-            answer,
-            syn: None,
-            repeats: 0,
-            until: now,
-            lasting,
-        });
+        let forgotten =
+            State::Answered(Answered { answer, syn: None, repeats: 0, until: now, lasting });
         let State::Held(Held { first, waiting }) = std::mem::replace(&mut flow.state, forgotten)
         else {
             return;
@@ -261,12 +256,7 @@ impl Engine {
     }
 
     /// Gives an answered flow's answer; `false` where that is silence.
-    pub(super) fn answer_again(
-        &mut self,
-        id: FlowId,
-        now: Instant,
-        sink: &mut impl Sink,
-    ) -> bool {
+    pub(super) fn answer_again(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) -> bool {
         let Some(flow) = self.table.get_mut(id) else { return false };
         let State::Answered(answered) = &mut flow.state else { return false };
         if answered.lasting {
@@ -304,8 +294,8 @@ impl Engine {
     }
 
     fn waits_for(&self, id: FlowId, waiting: Waiting) -> bool {
-        self.table.get(id).is_some_and(
-            |flow| matches!(&flow.state, State::Held(held) if held.waiting == waiting),
-        )
+        self.table
+            .get(id)
+            .is_some_and(|flow| matches!(&flow.state, State::Held(held) if held.waiting == waiting))
     }
 }

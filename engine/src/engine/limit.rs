@@ -34,13 +34,7 @@ impl Engine {
 
     /// Ends a flow in whatever state it is: TCP by a RST to both sides, since nothing else
     /// ends a `recv()`.
-    pub(super) fn evict(
-        &mut self,
-        id: FlowId,
-        reason: Reason,
-        now: Instant,
-        sink: &mut impl Sink,
-    ) {
+    pub(super) fn evict(&mut self, id: FlowId, reason: Reason, now: Instant, sink: &mut impl Sink) {
         let Some(flow) = self.table.get_mut(id) else { return };
         match &mut flow.state {
             State::Stream(stream) => {

@@ -19,11 +19,8 @@ impl Engine {
     ) -> Outcome {
         let client = SocketAddr::new(packet.source, tcp.source_port());
         let destination = SocketAddr::new(packet.destination, tcp.destination_port());
-        let key = Key::new(
-            TCP,
-            (client.ip(), client.port()),
-            (destination.ip(), destination.port()),
-        );
+        let key =
+            Key::new(TCP, (client.ip(), client.port()), (destination.ip(), destination.port()));
         let opens = tcp.syn() && !tcp.ack() && !tcp.rst();
         if let Some(id) = self.table.find(&key) {
             let Some(flow) = self.table.get_mut(id) else {
@@ -222,10 +219,7 @@ impl Engine {
                     && !matches!(stream.far, Far::Failed(..))
                     && (stream.endpoint.unread() > 0 || now.since(flow.active) < quiet)
             }
-            State::Held(_)
-            | State::Datagrams(_)
-            | State::Echo { .. }
-            | State::Answered(_) => false,
+            State::Held(_) | State::Datagrams(_) | State::Echo { .. } | State::Answered(_) => false,
         })
     }
 

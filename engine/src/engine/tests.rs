@@ -564,10 +564,7 @@ fn an_idle_connection_gives_its_memory_back_once() {
 }
 
 fn total(counters: &Counters) -> u64 {
-    counters.to_app
-        + counters.to_egress
-        + counters.held
-        + counters.dropped.iter().sum::<u64>()
+    counters.to_app + counters.to_egress + counters.held + counters.dropped.iter().sum::<u64>()
 }
 
 mod any_bytes {

@@ -11,8 +11,8 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use crate::flow::{Flow, FlowId, Key, State};
 use crate::Instant;
+use crate::flow::{Flow, FlowId, Key, State};
 
 const NIL: u32 = u32::MAX;
 /// The order of the idle lists is as coarse as this.
@@ -149,10 +149,7 @@ impl Table {
 
     /// Every flow's handle, in no order that means anything.
     pub(crate) fn ids(&self) -> Vec<FlowId> {
-        self.slots
-            .iter()
-            .map(|(slot, s)| FlowId { slot: slot as u32, serial: s.serial })
-            .collect()
+        self.slots.iter().map(|(slot, s)| FlowId { slot: slot as u32, serial: s.serial }).collect()
     }
 
     fn push(&mut self, slot: u32, which: Which) {

@@ -76,11 +76,7 @@ pub(crate) fn answer(cause: Cause, protocol: Protocol, v4: bool) -> Answer {
 /// "Protocol unreachable" for `protocol` numbers that no flow exists for; over IPv6 the
 /// pointer names the next-header field (RFC 4443 3.4).
 pub(crate) fn protocol_unreachable(v4: bool) -> Error {
-    if v4 {
-        Error { kind: 3, code: 2, rest: 0 }
-    } else {
-        Error { kind: 4, code: 1, rest: 6 }
-    }
+    if v4 { Error { kind: 3, code: 2, rest: 0 } } else { Error { kind: 4, code: 1, rest: 6 } }
 }
 
 /// Writes `error` about `quote` (a packet from its IP header on) and gives its size.

@@ -96,12 +96,7 @@ pub(super) fn load(
     for (source, file) in (0..).map(SourceId).zip(&files) {
         compiler.lower_file(source, file, &mut rules, &mut routes);
     }
-    let Compiler {
-        names,
-        sets,
-        set_names,
-        ..
-    } = compiler;
+    let Compiler { names, sets, set_names, .. } = compiler;
     let expects = expect::read(&files, environment, findings);
     // What half a policy decides, shadows and leaves unused says nothing.
     if findings.has_errors() {
@@ -115,11 +110,7 @@ pub(super) fn load(
         routes,
         default: default?,
         sources: Vec::new(),
-        summary: Summary {
-            files: given.len(),
-            sets: sets.len(),
-            ..Summary::default()
-        },
+        summary: Summary { files: given.len(), sets: sets.len(), ..Summary::default() },
     };
     policy.summary.rules = policy.rules.rules.len();
     policy.summary.routes = policy.routes.rules.len();
@@ -138,10 +129,7 @@ pub(super) fn parse_all(
         // Spans are 32 bits wide.
         if u32::try_from(source.text.len()).is_err() {
             let id = sources.add(&source.name, "".into());
-            let site = Site {
-                source: id,
-                span: Span::default(),
-            };
+            let site = Site { source: id, span: Span::default() };
             findings.error(code::TOO_LARGE, site, "a policy file has at most 4 GiB");
             return File::default();
         }
@@ -201,10 +189,7 @@ impl Compiler<'_> {
     }
 
     fn read_set(&mut self, source: SourceId, set: &Set) {
-        let site = Site {
-            source,
-            span: set.name.span,
-        };
+        let site = Site { source, span: set.name.span };
         if let Some(first) = self.set_names.get(&set.name.value) {
             let first = self.sets[*first].site;
             self.findings
@@ -232,10 +217,7 @@ impl Compiler<'_> {
                         SetItem::Prefix(prefix) => members.add_prefix(*prefix),
                         SetItem::Domain(_) => {
                             resolved.domains += 1;
-                            let site = Site {
-                                source,
-                                span: item.span,
-                            };
+                            let site = Site { source, span: item.span };
                             resolved.first_domain.get_or_insert(site);
                         }
                     }
@@ -245,20 +227,13 @@ impl Compiler<'_> {
             }
             SetBody::File(path) => self.read_set_file(source, path, &mut resolved),
         }
-        self.set_names
-            .insert(set.name.value.clone(), self.sets.len());
+        self.set_names.insert(set.name.value.clone(), self.sets.len());
         self.sets.push(resolved);
     }
 
     fn read_set_file(&mut self, source: SourceId, path: &Spanned<Name>, set: &mut ResolvedSet) {
-        let site = Site {
-            source,
-            span: path.span,
-        };
-        let text = match self
-            .environment
-            .read(self.sources.name(source), &path.value)
-        {
+        let site = Site { source, span: path.span };
+        let text = match self.environment.read(self.sources.name(source), &path.value) {
             Ok(text) => text,
             Err(error) => {
                 let message = format!("the file {}: {error}", quoted(&path.value));
@@ -269,8 +244,7 @@ impl Compiler<'_> {
             }
         };
         if u32::try_from(text.len()).is_err() {
-            self.findings
-                .error(code::TOO_LARGE, site, "a set's file has at most 4 GiB");
+            self.findings.error(code::TOO_LARGE, site, "a set's file has at most 4 GiB");
             return;
         }
         let id = self.sources.add(&path.value, text.into());
@@ -289,10 +263,7 @@ impl Compiler<'_> {
                 let Statement::Default(verdict) = statement else {
                     continue;
                 };
-                let site = Site {
-                    source,
-                    span: verdict.span,
-                };
+                let site = Site { source, span: verdict.span };
                 match first {
                     None => first = Some((site, verdict.value)),
                     Some((first, _)) => {
@@ -307,10 +278,7 @@ impl Compiler<'_> {
         if first.is_none() && complete && !files.iter().any(|file| file.mentions_default) {
             let last = SourceId(u32::try_from(files.len().saturating_sub(1)).unwrap_or(0));
             let end = self.sources.text(last).trim_end().len();
-            let site = Site {
-                source: last,
-                span: Span::new(end, end),
-            };
+            let site = Site { source: last, span: Span::new(end, end) };
             self.findings
                 .error(code::MISSING_DEFAULT, site, "no `default` in any file")
                 .help("write `default block`, or `allow` or `drop`, once over all files");
@@ -331,10 +299,7 @@ impl Compiler<'_> {
                     let verdict = match rule.action.value {
                         Action::Verdict(verdict) => verdict,
                         Action::Ask { otherwise, .. } => {
-                            let site = Site {
-                                source,
-                                span: rule.action.span,
-                            };
+                            let site = Site { source, span: rule.action.span };
                             self.not_yet(site, "`ask`", "decide here: `allow`, `block` or `drop`");
                             otherwise
                         }
@@ -343,26 +308,13 @@ impl Compiler<'_> {
                 }
                 Statement::Route(route) => {
                     for via in &route.via {
-                        self.way_out(
-                            Site {
-                                source,
-                                span: via.span,
-                            },
-                            &via.value,
-                        );
+                        self.way_out(Site { source, span: via.span }, &via.value);
                     }
                     self.lower(source, route.line, Verdict::Allow, &route.clauses, routes);
                 }
                 Statement::Resolve(resolve) => {
-                    let site = Site {
-                        source,
-                        span: resolve.word.span,
-                    };
-                    self.not_yet(
-                        site,
-                        "`resolve`",
-                        "names are resolved by the host as before",
-                    );
+                    let site = Site { source, span: resolve.word.span };
+                    self.not_yet(site, "`resolve`", "names are resolved by the host as before");
                 }
                 Statement::Set(_) | Statement::Default(_) | Statement::Expect(_) => {}
             }
@@ -372,11 +324,7 @@ impl Compiler<'_> {
 
 pub(super) fn unknown_user(findings: &mut Findings, site: Site, name: &str) {
     findings
-        .error(
-            code::UNKNOWN_USER,
-            site,
-            format!("this host has no user {}", quoted(name)),
-        )
+        .error(code::UNKNOWN_USER, site, format!("this host has no user {}", quoted(name)))
         .help("a user's name, a uid, or `unknown`");
 }
 
@@ -388,53 +336,28 @@ pub(super) fn way_out(findings: &mut Findings, site: Site, name: &str) {
         Some(near) => format!("did you mean `{near}`?"),
         None => "`direct` is the only way out".to_owned(),
     };
-    not_yet(
-        findings,
-        site,
-        &format!("the way out {}", quoted(name)),
-        &help,
-    );
+    not_yet(findings, site, &format!("the way out {}", quoted(name)), &help);
 }
 
 /// Refuses what the language has and this version lacks.
 pub(super) fn not_yet(findings: &mut Findings, site: Site, what: &str, help: &str) {
     findings
-        .error(
-            code::NOT_IN_THIS_VERSION,
-            site,
-            format!("{what} is not in this version"),
-        )
+        .error(code::NOT_IN_THIS_VERSION, site, format!("{what} is not in this version"))
         .help(help);
 }
 
 fn finish(lowered: Lowered, names: &Names, what: &str, findings: &mut Findings) -> Option<Ruleset> {
-    let Lowered {
-        rules,
-        clauses,
-        rows,
-        units,
-    } = lowered;
+    let Lowered { rules, clauses, rows, units } = lowered;
     let units = units.map(|units| units.members);
     let index = Index::build(&rows, &units, names.devices.clone(), names.cgroups.clone());
     let Ok(index) = index else {
-        let start = Site {
-            source: SourceId(0),
-            span: Span::default(),
-        };
+        let start = Site { source: SourceId(0), span: Span::default() };
         let site = rules.first().map_or(start, |rule| rule.site);
         findings
-            .error(
-                code::TOO_LARGE,
-                site,
-                format!("the {what}s overlap in too many ways"),
-            )
+            .error(code::TOO_LARGE, site, format!("the {what}s overlap in too many ways"))
             .help("lists that overlap in millions of different ways need too much memory");
         return None;
     };
     shadow::warn(&index, &rules, &rows, &units, what, findings);
-    Some(Ruleset {
-        index,
-        rules,
-        clauses,
-    })
+    Some(Ruleset { index, rules, clauses })
 }

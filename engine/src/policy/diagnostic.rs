@@ -96,17 +96,8 @@ pub struct Diagnostic {
 
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Place {
-            source,
-            line,
-            column,
-            ..
-        } = &self.place;
-        write!(
-            f,
-            "{source}:{line}:{column}: {}: {}",
-            self.severity, self.message
-        )
+        let Place { source, line, column, .. } = &self.place;
+        write!(f, "{source}:{line}:{column}: {}: {}", self.severity, self.message)
     }
 }
 
@@ -157,18 +148,12 @@ pub(super) struct Span {
 impl Span {
     pub(super) fn new(start: usize, end: usize) -> Self {
         let clamp = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
-        Self {
-            start: clamp(start),
-            end: clamp(end),
-        }
+        Self { start: clamp(start), end: clamp(end) }
     }
 
     /// From the start of `self` to the end of `other`.
     pub(super) fn to(self, other: Self) -> Self {
-        Self {
-            start: self.start,
-            end: other.end.max(self.start),
-        }
+        Self { start: self.start, end: other.end.max(self.start) }
     }
 
     pub(super) fn of(self, text: &str) -> &str {
@@ -206,23 +191,16 @@ pub(super) struct SourceText {
 impl Sources {
     pub(super) fn add(&mut self, name: &str, text: Arc<str>) -> SourceId {
         let id = SourceId(u32::try_from(self.list.len()).unwrap_or(u32::MAX));
-        self.list.push(SourceText {
-            name: name.into(),
-            text,
-        });
+        self.list.push(SourceText { name: name.into(), text });
         id
     }
 
     pub(super) fn text(&self, id: SourceId) -> &str {
-        self.list
-            .get(id.0 as usize)
-            .map_or("", |source| &source.text)
+        self.list.get(id.0 as usize).map_or("", |source| &source.text)
     }
 
     pub(super) fn name(&self, id: SourceId) -> &str {
-        self.list
-            .get(id.0 as usize)
-            .map_or("", |source| &source.name)
+        self.list.get(id.0 as usize).map_or("", |source| &source.name)
     }
 
     /// The first `count` sources: the policy's own files, without those of sets.
@@ -282,10 +260,7 @@ impl Findings {
             surplus: Finding {
                 code: code::TOO_MANY,
                 severity: Severity::Error,
-                site: Site {
-                    source: SourceId(0),
-                    span: Span::default(),
-                },
+                site: Site { source: SourceId(0), span: Span::default() },
                 message: String::new(),
                 help: None,
                 related: Vec::new(),
@@ -330,19 +305,13 @@ impl Findings {
             self.list.push(Finding {
                 code: code::TOO_MANY,
                 severity,
-                site: Site {
-                    source,
-                    span: Span::new(end, end),
-                },
+                site: Site { source, span: Span::new(end, end) },
                 message: format!("{surplus} more {severity}s in this file are not shown"),
                 help: None,
                 related: Vec::new(),
             });
         }
-        let mut places = Places {
-            sources,
-            lines: HashMap::new(),
-        };
+        let mut places = Places { sources, lines: HashMap::new() };
         let diagnostic = |finding: Finding| Diagnostic {
             code: finding.code,
             severity: finding.severity,
@@ -352,10 +321,7 @@ impl Findings {
             related: finding
                 .related
                 .into_iter()
-                .map(|(site, message)| Related {
-                    place: places.place(site),
-                    message,
-                })
+                .map(|(site, message)| Related { place: places.place(site), message })
                 .collect(),
         };
         self.list.into_iter().map(diagnostic).collect()
@@ -373,14 +339,7 @@ impl Findings {
         }
         let count = self.counts.entry((site.source, severity)).or_insert(0);
         *count = count.saturating_add(1);
-        let finding = Finding {
-            code,
-            severity,
-            site,
-            message,
-            help: None,
-            related: Vec::new(),
-        };
+        let finding = Finding { code, severity, site, message, help: None, related: Vec::new() };
         if *count > FINDINGS_PER_SOURCE {
             self.surplus = finding;
             return &mut self.surplus;
@@ -404,10 +363,7 @@ const EXCERPT_BEFORE: usize = 80;
 impl Places<'_> {
     fn place(&mut self, site: Site) -> Place {
         let text = self.sources.text(site.source);
-        let starts = self
-            .lines
-            .entry(site.source)
-            .or_insert_with(|| line_starts(text));
+        let starts = self.lines.entry(site.source).or_insert_with(|| line_starts(text));
         let start = floor(text, site.span.range().start);
         let end = floor(text, site.span.range().end).max(start);
         let (line, column) = position(text, starts, start);
@@ -429,9 +385,7 @@ impl Places<'_> {
 
 fn line_starts(text: &str) -> Vec<usize> {
     let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
-    std::iter::once(0)
-        .chain(breaks.map(|(at, _)| at + 1))
-        .collect()
+    std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect()
 }
 
 fn position(text: &str, starts: &[usize], at: usize) -> (usize, usize) {
@@ -443,10 +397,7 @@ fn excerpt(line: &str, start: usize, end: usize) -> Excerpt {
     let start = start.min(line.len());
     let end = end.clamp(start, line.len());
     if line.len() <= EXCERPT {
-        return Excerpt {
-            text: line.to_owned(),
-            highlight: start..end,
-        };
+        return Excerpt { text: line.to_owned(), highlight: start..end };
     }
     let from = floor(line, start.saturating_sub(EXCERPT_BEFORE));
     let until = floor(line, from + EXCERPT);
@@ -565,10 +516,7 @@ mod tests {
             let got = (place.line, place.column, place.end_line, place.end_column);
             assert_eq!(got, want, "{name}");
             assert!(place.excerpt.text.len() <= EXCERPT + 6, "{name}");
-            assert!(
-                place.excerpt.text.get(place.excerpt.highlight).is_some(),
-                "{name}"
-            );
+            assert!(place.excerpt.text.get(place.excerpt.highlight).is_some(), "{name}");
         }
     }
 
@@ -578,14 +526,7 @@ mod tests {
         let source = sources.add("a", "x".into());
         let mut findings = Findings::new();
         for _ in 0..FINDINGS_PER_SOURCE + 5 {
-            findings.error(
-                code::MISSING,
-                Site {
-                    source,
-                    span: Span::new(0, 1),
-                },
-                "m",
-            );
+            findings.error(code::MISSING, Site { source, span: Span::new(0, 1) }, "m");
         }
         let diagnostics = findings.into_diagnostics(&sources);
         assert_eq!(diagnostics.len(), FINDINGS_PER_SOURCE as usize + 1);

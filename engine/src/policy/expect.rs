@@ -31,10 +31,7 @@ pub(super) fn read(
             tests.extend(flow.map(|flow| Test {
                 expected: expect.verdict.value,
                 flow,
-                site: Site {
-                    source,
-                    span: expect.line.span,
-                },
+                site: Site { source, span: expect.line.span },
             }));
         }
     }
@@ -62,22 +59,12 @@ fn hypothesis(
         ExpectDestination::Address(address) => Some(*address),
         ExpectDestination::Domain(_) => {
             let place = site(expect.destination.span);
-            not_yet(
-                findings,
-                place,
-                "a domain as destination",
-                "write an address",
-            );
+            not_yet(findings, place, "a domain as destination", "write an address");
             None
         }
     };
     if let Some(app) = &expect.app {
-        not_yet(
-            findings,
-            site(app.span),
-            "`app`",
-            "`user` tells owners apart",
-        );
+        not_yet(findings, site(app.span), "`app`", "`user` tells owners apart");
         sound = false;
     }
     if let Some(via) = &expect.via {
@@ -112,9 +99,7 @@ fn hypothesis(
             HypothesisError::IcmpPort => "leave the port out",
         };
         let place = site(expect.source.span);
-        findings
-            .error(code::EXPECT_FAILED, place, error.to_string())
-            .help(help);
+        findings.error(code::EXPECT_FAILED, place, error.to_string()).help(help);
         return None;
     }
     Some(flow)
@@ -137,20 +122,15 @@ impl Test {
             Err(dependence) => {
                 let (first, second) = (dependence.one, dependence.other);
                 // The one that contradicts the test is the news.
-                let (wrong, right) = if first.1.verdict == expected {
-                    (second, first)
-                } else {
-                    (first, second)
-                };
+                let (wrong, right) =
+                    if first.1.verdict == expected { (second, first) } else { (first, second) };
                 let message = format!(
                     "the verdict depends on the source: from {} {}",
                     wrong.0,
                     said(policy, wrong.1)
                 );
                 let help = format!("from {} {}", right.0, said(policy, right.1));
-                let finding = findings
-                    .error(code::EXPECT_DEPENDS, site, message)
-                    .help(help);
+                let finding = findings.error(code::EXPECT_DEPENDS, site, message).help(help);
                 name_rule(policy, wrong.1, finding);
             }
         }

@@ -93,12 +93,7 @@ impl AppError {
             IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
             IpAddr::V6(v6) => v6.is_multicast(),
         };
-        let error = |errno, how| {
-            Some(Self {
-                errno: Some(errno),
-                how,
-            })
-        };
+        let error = |errno, how| Some(Self { errno: Some(errno), how });
         match (verdict, protocol) {
             (Verdict::Allow, _) => None,
             (Verdict::Block, _) if unanswered => Some(Self {
@@ -115,10 +110,9 @@ impl AppError {
             (Verdict::Drop, Protocol::Tcp) => {
                 error("ETIMEDOUT", "no answer, until the app's own timer ends")
             }
-            (Verdict::Drop, Protocol::Udp | Protocol::Icmp) => Some(Self {
-                errno: None,
-                how: "no answer",
-            }),
+            (Verdict::Drop, Protocol::Udp | Protocol::Icmp) => {
+                Some(Self { errno: None, how: "no answer" })
+            }
         }
     }
 }
@@ -136,17 +130,11 @@ impl Policy {
         };
         let matched = Some(rule.0).filter(|rule| (*rule as usize) < self.rules.rules.len());
         let rules = self.walk(&self.rules, &answers, last(&self.rules, matched));
-        debug_assert!(
-            agrees(&rules, matched),
-            "the walk found another rule than the index"
-        );
+        debug_assert!(agrees(&rules, matched), "the walk found another rule than the index");
         let answers = self.routes.index.answers(&flow.question());
         let matched = self.routes.index.lowest(&answers).map(|lowest| lowest.rule);
         let routes = self.walk(&self.routes, &answers, last(&self.routes, matched));
-        debug_assert!(
-            agrees(&routes, matched),
-            "the walk found another route than the index"
-        );
+        debug_assert!(agrees(&routes, matched), "the walk found another route than the index");
         Ok(Explanation {
             routes,
             via: DIRECT,
@@ -172,15 +160,10 @@ impl Policy {
                 .collect();
             RuleTried {
                 name: rule.name.to_string(),
-                file: self
-                    .source(rule)
-                    .map_or("", |source| &source.name)
-                    .to_owned(),
+                file: self.source(rule).map_or("", |source| &source.name).to_owned(),
                 line: rule.line,
                 text: self.text(rule, rule.site.span),
-                matched: clauses
-                    .iter()
-                    .all(|clause| clause.outcome == Outcome::Holds),
+                matched: clauses.iter().all(|clause| clause.outcome == Outcome::Holds),
                 clauses,
             }
         };
@@ -195,10 +178,7 @@ impl Policy {
     fn text(&self, rule: &RuleEntry, span: super::Span) -> String {
         let text = self.source(rule).map_or("", |source| span.of(&source.text));
         let words = text.split_whitespace().filter(|word| *word != "\\");
-        words
-            .map(|word| word.trim_end_matches('\\'))
-            .collect::<Vec<_>>()
-            .join(" ")
+        words.map(|word| word.trim_end_matches('\\')).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -220,19 +200,11 @@ fn outcome(
         Test::Protocol(_) => return Outcome::Fails,
         Test::Lists { dimensions, not } => (dimensions, not),
     };
-    let asked = Dimension::ALL
-        .into_iter()
-        .filter(|d| d.mask() & dimensions != 0);
+    let asked = Dimension::ALL.into_iter().filter(|d| d.mask() & dimensions != 0);
     let mut found = asked.flat_map(|dimension| {
-        places
-            .iter()
-            .filter_map(move |(_, at)| ruleset.index.holds(*at, dimension, answers))
+        places.iter().filter_map(move |(_, at)| ruleset.index.holds(*at, dimension, answers))
     });
-    if if not {
-        found.all(|holds| holds)
-    } else {
-        found.any(|holds| holds)
-    } {
+    if if not { found.all(|holds| holds) } else { found.any(|holds| holds) } {
         Outcome::Holds
     } else if answers.unknown(dimensions) {
         Outcome::Unknown
@@ -255,10 +227,7 @@ mod tests {
         default block\n";
 
     fn explain(source: &str, destination: &str, port: Option<u16>) -> Explanation {
-        let source_text = Source {
-            name: "a.policy".into(),
-            text: POLICY.into(),
-        };
+        let source_text = Source { name: "a.policy".into(), text: POLICY.into() };
         let (policy, _) = Policy::load(&[source_text], &NoEnvironment).expect("a good policy");
         let flow = Hypothesis {
             protocol: Protocol::Tcp,
@@ -283,12 +252,7 @@ mod tests {
             .map(|rule| {
                 let outcomes = rule.clauses.iter();
                 let outcomes = outcomes.map(|c| format!("{} {}", c.text, c.outcome.as_str()));
-                format!(
-                    "{} {}: {}",
-                    rule.name,
-                    rule.line,
-                    outcomes.collect::<Vec<_>>().join("; ")
-                )
+                format!("{} {}: {}", rule.name, rule.line, outcomes.collect::<Vec<_>>().join("; "))
             })
             .collect();
         assert_eq!(
@@ -299,23 +263,14 @@ mod tests {
                 "a.policy:7 7: to 203.0.113.1 fails",
             ]
         );
-        assert_eq!(
-            told.rules[0].text,
-            "block tcp to @lan port 22, 23 id no-ssh"
-        );
+        assert_eq!(told.rules[0].text, "block tcp to @lan port 22, 23 id no-ssh");
     }
 
     #[test]
     fn the_walk_ends_at_the_rule_that_decides() {
         let told = explain("10.0.0.9", "10.0.0.1", Some(22));
-        assert_eq!(
-            (told.verdict, &*told.rule, told.rules.len()),
-            (Verdict::Block, "no-ssh", 1)
-        );
-        assert_eq!(
-            told.error.and_then(|error| error.errno),
-            Some("ECONNREFUSED")
-        );
+        assert_eq!((told.verdict, &*told.rule, told.rules.len()), (Verdict::Block, "no-ssh", 1));
+        assert_eq!(told.error.and_then(|error| error.errno), Some("ECONNREFUSED"));
         let told = explain("10.0.0.9", "10.0.0.1", None);
         assert_eq!((told.verdict, &*told.rule), (Verdict::Allow, "a.policy:6"));
         assert_eq!(told.rules[0].clauses[2].outcome, Outcome::Unknown);
@@ -326,37 +281,12 @@ mod tests {
     fn errors_of_the_app() {
         for (verdict, protocol, destination, errno) in [
             (Verdict::Allow, Protocol::Tcp, "192.0.2.1", None),
-            (
-                Verdict::Block,
-                Protocol::Tcp,
-                "192.0.2.1",
-                Some("ECONNREFUSED"),
-            ),
-            (
-                Verdict::Block,
-                Protocol::Tcp,
-                "2001:db8::1",
-                Some("ECONNREFUSED"),
-            ),
-            (
-                Verdict::Block,
-                Protocol::Udp,
-                "192.0.2.1",
-                Some("EHOSTUNREACH"),
-            ),
+            (Verdict::Block, Protocol::Tcp, "192.0.2.1", Some("ECONNREFUSED")),
+            (Verdict::Block, Protocol::Tcp, "2001:db8::1", Some("ECONNREFUSED")),
+            (Verdict::Block, Protocol::Udp, "192.0.2.1", Some("EHOSTUNREACH")),
             (Verdict::Block, Protocol::Udp, "2001:db8::1", Some("EACCES")),
-            (
-                Verdict::Block,
-                Protocol::Icmp,
-                "192.0.2.1",
-                Some("EHOSTUNREACH"),
-            ),
-            (
-                Verdict::Block,
-                Protocol::Icmp,
-                "2001:db8::1",
-                Some("EACCES"),
-            ),
+            (Verdict::Block, Protocol::Icmp, "192.0.2.1", Some("EHOSTUNREACH")),
+            (Verdict::Block, Protocol::Icmp, "2001:db8::1", Some("EACCES")),
             (Verdict::Block, Protocol::Udp, "224.0.0.251", None),
             (Verdict::Block, Protocol::Udp, "255.255.255.255", None),
             (Verdict::Drop, Protocol::Tcp, "192.0.2.1", Some("ETIMEDOUT")),
@@ -364,11 +294,7 @@ mod tests {
         ] {
             let address = destination.parse().expect("address");
             let error = AppError::of(verdict, protocol, address);
-            assert_eq!(
-                error.and_then(|e| e.errno),
-                errno,
-                "{verdict} {protocol} {destination}"
-            );
+            assert_eq!(error.and_then(|e| e.errno), errno, "{verdict} {protocol} {destination}");
             assert_eq!(error.is_none(), verdict == Verdict::Allow);
         }
     }

@@ -25,12 +25,7 @@ pub fn format(source: &Source) -> Result<String, Vec<Diagnostic>> {
     if findings.has_errors() {
         return Err(findings.into_diagnostics(&sources));
     }
-    let mut formatter = Formatter {
-        text,
-        file: &file,
-        respelled: 0,
-        kept: 0,
-    };
+    let mut formatter = Formatter { text, file: &file, respelled: 0, kept: 0 };
     let mut out = String::with_capacity(text.len() + 1);
     let mut lexer = Lexer::new(text, id);
     let mut line = TokenLine::default();
@@ -112,16 +107,8 @@ mod tests {
     #[test]
     fn canonical_form() {
         for (name, text, want) in [
-            (
-                "spaces",
-                "policy  1\nallow\tto   any\n",
-                "policy 1\nallow to any\n",
-            ),
-            (
-                "indentation",
-                "  policy 1\n    allow to any",
-                "policy 1\nallow to any\n",
-            ),
+            ("spaces", "policy  1\nallow\tto   any\n", "policy 1\nallow to any\n"),
+            ("indentation", "  policy 1\n    allow to any", "policy 1\nallow to any\n"),
             (
                 "commas",
                 "policy 1\nallow to 192.0.2.1,192.0.2.2 , 192.0.2.3",
@@ -132,11 +119,7 @@ mod tests {
                 "policy 1\nroute to any via wg0 ,direct",
                 "policy 1\nroute to any via wg0, direct\n",
             ),
-            (
-                "equals",
-                "policy 1\nset a=10.0.0.0/8",
-                "policy 1\nset a = 10.0.0.0/8\n",
-            ),
+            ("equals", "policy 1\nset a=10.0.0.0/8", "policy 1\nset a = 10.0.0.0/8\n"),
             (
                 "addresses and domains",
                 "policy 1\nset a = FD00:0:0::/8 ::ffff:10.0.0.1 Ads.Example. \"B.example\"",
@@ -157,48 +140,27 @@ mod tests {
                 "policy 1\nallow to 10.0.0.1 \\\n 10.0.0.2, \\\n  \\\n10.0.0.3 # c\n",
                 "policy 1\nallow to 10.0.0.1 \\\n    10.0.0.2 \\\n    10.0.0.3 # c\n",
             ),
-            (
-                "join before the end",
-                "policy 1\nallow to any \\\n\n",
-                "policy 1\nallow to any\n",
-            ),
-            (
-                "join before all",
-                "policy 1\n\\\nallow to any",
-                "policy 1\nallow to any\n",
-            ),
+            ("join before the end", "policy 1\nallow to any \\\n\n", "policy 1\nallow to any\n"),
+            ("join before all", "policy 1\n\\\nallow to any", "policy 1\nallow to any\n"),
             (
                 "break before a comma",
                 "policy 1\nallow to 10.0.0.1 \\\n, 10.0.0.2",
                 "policy 1\nallow to 10.0.0.1 \\\n    10.0.0.2\n",
             ),
-            (
-                "CRLF",
-                "policy 1\r\nallow to any\r\n",
-                "policy 1\nallow to any\n",
-            ),
+            ("CRLF", "policy 1\r\nallow to any\r\n", "policy 1\nallow to any\n"),
             ("byte order mark", "\u{feff}policy 1\n", "policy 1\n"),
         ] {
-            let source = Source {
-                name: name.into(),
-                text: text.into(),
-            };
+            let source = Source { name: name.into(), text: text.into() };
             let once = format(&source).unwrap_or_else(|errors| panic!("{name}: {errors:?}"));
             assert_eq!(once, want, "{name}");
-            let again = format(&Source {
-                name: name.into(),
-                text: once.clone(),
-            });
+            let again = format(&Source { name: name.into(), text: once.clone() });
             assert_eq!(again.as_ref(), Ok(&once), "{name}");
         }
     }
 
     #[test]
     fn no_policy_has_no_form() {
-        let source = Source {
-            name: "a".into(),
-            text: "policy 1\nalow\n".into(),
-        };
+        let source = Source { name: "a".into(), text: "policy 1\nalow\n".into() };
         assert!(format(&source).is_err());
     }
 }

@@ -128,8 +128,7 @@ impl Policy {
     /// # Errors
     /// Its source is left open and the verdict depends on it.
     pub fn suppose(&self, flow: &Hypothesis) -> Result<Decision, Dependence> {
-        self.suppose_with(flow, &SourceClasses::default())
-            .map(|(decision, _)| decision)
+        self.suppose_with(flow, &SourceClasses::default()).map(|(decision, _)| decision)
     }
 
     /// With the answers of the index that the decision came from.
@@ -153,17 +152,11 @@ impl Policy {
             match &first {
                 None => first = Some((*address, decision, answers)),
                 Some((other, before, _)) if before.verdict != decision.verdict => {
-                    return Err(Dependence {
-                        one: (*other, *before),
-                        other: (*address, decision),
-                    });
+                    return Err(Dependence { one: (*other, *before), other: (*address, decision) });
                 }
                 Some(_) => {}
             }
         }
-        Ok(first.map_or_else(
-            || (decide(&answers), answers),
-            |(_, decision, a)| (decision, a),
-        ))
+        Ok(first.map_or_else(|| (decide(&answers), answers), |(_, decision, a)| (decision, a)))
     }
 }

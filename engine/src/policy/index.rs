@@ -98,10 +98,9 @@ impl<'f> Question<'f> {
         let (uid, cgroup) = match &facts.owner {
             Fact::Unasked => (Fact::Unasked, Fact::Unasked),
             Fact::Unknown => (Fact::Unknown, Fact::Unknown),
-            Fact::Known(owner) => (
-                Fact::Known(owner.uid),
-                owner.cgroup.as_deref().map_or(Fact::Unknown, Fact::Known),
-            ),
+            Fact::Known(owner) => {
+                (Fact::Known(owner.uid), owner.cgroup.as_deref().map_or(Fact::Unknown, Fact::Known))
+            }
         };
         let port = match facts.protocol {
             Protocol::Icmp => Fact::Unknown,
@@ -212,11 +211,7 @@ impl Index {
         devices: HashMap<DeviceName, u32, FixedState>,
         cgroups: HashMap<Box<str>, u32, FixedState>,
     ) -> Result<Self, TooLarge> {
-        let mut index = Self {
-            devices,
-            cgroups,
-            ..Self::default()
-        };
+        let mut index = Self { devices, cgroups, ..Self::default() };
         let mut unit_rows: [Vec<Vec<u32>>; DIMENSIONS] =
             std::array::from_fn(|d| vec![Vec::new(); units[d].len()]);
         index.number(rows, &mut unit_rows)?;
@@ -242,11 +237,7 @@ impl Index {
         for (at, row) in rows.iter().enumerate() {
             let (mut positive, mut negative) = (0, 0);
             for term in &row.terms {
-                *(if term.not {
-                    &mut negative
-                } else {
-                    &mut positive
-                }) |= term.dimension.mask();
+                *(if term.not { &mut negative } else { &mut positive }) |= term.dimension.mask();
             }
             let signature = (row.protocol, positive, negative);
             let group = *known.entry(signature).or_insert_with(|| {
@@ -261,8 +252,7 @@ impl Index {
             for (nth, at) in members.iter().enumerate() {
                 let offset = nth % CHUNK_ROWS;
                 if offset == 0 {
-                    self.chunks
-                        .push(u32::try_from(self.rules.len()).map_err(|_| TooLarge)?);
+                    self.chunks.push(u32::try_from(self.rules.len()).map_err(|_| TooLarge)?);
                 }
                 let chunk = u32::try_from(self.chunks.len() - 1).map_err(|_| TooLarge)?;
                 let place = chunk.checked_mul(CHUNK_ROWS as u32).ok_or(TooLarge)? + offset as u32;
@@ -273,16 +263,9 @@ impl Index {
             }
             let last_chunk = u32::try_from(self.chunks.len()).map_err(|_| TooLarge)?;
             let chunks = first_chunk..last_chunk;
-            self.groups.push(Group {
-                first_rule,
-                protocol,
-                positive,
-                negative,
-                chunks,
-            });
+            self.groups.push(Group { first_rule, protocol, positive, negative, chunks });
         }
-        self.chunks
-            .push(u32::try_from(self.rules.len()).map_err(|_| TooLarge)?);
+        self.chunks.push(u32::try_from(self.rules.len()).map_err(|_| TooLarge)?);
         Ok(())
     }
 
@@ -306,36 +289,22 @@ impl Index {
             (Dimension::Source, &question.source),
             (Dimension::EgressAddress, &question.egress_address),
         ] {
-            self.answer(&mut answers, dimension, fact, family, |a| {
-                known(dimension, *a)
-            });
+            self.answer(&mut answers, dimension, fact, family, |a| known(dimension, *a));
         }
         let destination = &Fact::Known(question.destination);
         let dimension = Dimension::Destination;
-        self.answer(&mut answers, dimension, destination, family, |a| {
-            known(dimension, *a)
-        });
+        self.answer(&mut answers, dimension, destination, family, |a| known(dimension, *a));
         let number = |dimension: Dimension, n| self.tables[dimension as usize].narrow.class(n);
         let dimension = Dimension::EgressDevice;
-        self.answer(
-            &mut answers,
-            dimension,
-            &question.egress_device,
-            family,
-            |device| {
-                self.devices
-                    .get(device)
-                    .map_or(EMPTY, |n| number(dimension, *n))
-            },
-        );
+        self.answer(&mut answers, dimension, &question.egress_device, family, |device| {
+            self.devices.get(device).map_or(EMPTY, |n| number(dimension, *n))
+        });
         let dimension = Dimension::Port;
         self.answer(&mut answers, dimension, &question.port, family, |port| {
             number(dimension, u32::from(*port))
         });
         let dimension = Dimension::Uid;
-        self.answer(&mut answers, dimension, &question.uid, family, |n| {
-            number(dimension, *n)
-        });
+        self.answer(&mut answers, dimension, &question.uid, family, |n| number(dimension, *n));
         let dimension = Dimension::Cgroup;
         self.answer(&mut answers, dimension, &question.cgroup, family, |path| {
             self.cgroup(path).map_or(EMPTY, |n| number(dimension, n))
@@ -457,11 +426,7 @@ impl Index {
         limit: u32,
         mut each: impl FnMut(u32) -> bool,
     ) {
-        let mut heads = Heads {
-            lists: [&[]; DIMENSIONS],
-            words: [&[]; DIMENSIONS],
-            len: 0,
-        };
+        let mut heads = Heads { lists: [&[]; DIMENSIONS], words: [&[]; DIMENSIONS], len: 0 };
         for dimension in dimensions(group.positive) {
             let bits = &self.tables[dimension].bits;
             let list = bits.entries(answers.classes[dimension]);
@@ -512,12 +477,7 @@ impl Index {
         let mut places = Vec::with_capacity(self.rules.len());
         for chunk in 0..self.chunks.len().saturating_sub(1) as u32 {
             let first = chunk * CHUNK_ROWS as u32;
-            places.extend(
-                self.rows(chunk)
-                    .iter()
-                    .zip(first..)
-                    .map(|(rule, at)| (*rule, at)),
-            );
+            places.extend(self.rows(chunk).iter().zip(first..).map(|(rule, at)| (*rule, at)));
         }
         places.sort_unstable();
         places
@@ -531,10 +491,7 @@ impl Index {
         answers: &Answers,
     ) -> Option<bool> {
         let chunk = place / CHUNK_ROWS as u32;
-        let group = self
-            .groups
-            .iter()
-            .find(|group| group.chunks.contains(&chunk))?;
+        let group = self.groups.iter().find(|group| group.chunks.contains(&chunk))?;
         let positive = group.positive & dimension.mask() != 0;
         if !positive && group.negative & dimension.mask() == 0 {
             return None;
@@ -544,9 +501,7 @@ impl Index {
         }
         let (word, bit) = (place % CHUNK_ROWS as u32 / 64, place % 64);
         let class = answers.classes[dimension as usize];
-        let word = self.tables[dimension as usize]
-            .bits
-            .word(class, chunk, word);
+        let word = self.tables[dimension as usize].bits.word(class, chunk, word);
         Some((word >> bit & 1 == 1) == positive)
     }
 
@@ -594,13 +549,9 @@ impl Index {
         let source = &self.tables[Dimension::Source as usize];
         let egress = &self.tables[Dimension::EgressAddress as usize];
         if v6 {
-            pairs(&source.wide, &egress.wide, |key: u128| {
-                IpAddr::V6(key.into())
-            })
+            pairs(&source.wide, &egress.wide, |key: u128| IpAddr::V6(key.into()))
         } else {
-            pairs(&source.narrow, &egress.narrow, |key: u32| {
-                IpAddr::V4(key.into())
-            })
+            pairs(&source.narrow, &egress.narrow, |key: u32| IpAddr::V4(key.into()))
         }
     }
 
@@ -619,8 +570,7 @@ impl Index {
 
 impl Group {
     fn may_match(&self, answers: &Answers) -> bool {
-        self.protocol
-            .is_none_or(|protocol| protocol == answers.protocol)
+        self.protocol.is_none_or(|protocol| protocol == answers.protocol)
             && self.negative & answers.unknown == 0
     }
 }

@@ -21,18 +21,11 @@ pub(super) struct ItemError {
 
 impl ItemError {
     fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            help: None,
-        }
+        Self { code, message: message.into(), help: None }
     }
 
     fn help(self, help: impl Into<String>) -> Self {
-        Self {
-            help: Some(help.into()),
-            ..self
-        }
+        Self { help: Some(help.into()), ..self }
     }
 }
 
@@ -45,19 +38,15 @@ pub(super) fn looks_like_address(word: &str) -> bool {
 
 /// An address, IPv4-mapped ones as IPv4.
 pub(super) fn address(word: &str) -> Result<IpAddr, ItemError> {
-    word.parse::<IpAddr>()
-        .map(|address| address.to_canonical())
-        .map_err(|_| {
-            let error = ItemError::new(
-                code::BAD_ADDRESS,
-                format!("{} is not an IP address", quoted(word)),
-            );
-            if word.contains('/') {
-                error.help("one address stands here, not a prefix")
-            } else {
-                error.help("as in `192.0.2.1` or `2001:db8::1`")
-            }
-        })
+    word.parse::<IpAddr>().map(|address| address.to_canonical()).map_err(|_| {
+        let error =
+            ItemError::new(code::BAD_ADDRESS, format!("{} is not an IP address", quoted(word)));
+        if word.contains('/') {
+            error.help("one address stands here, not a prefix")
+        } else {
+            error.help("as in `192.0.2.1` or `2001:db8::1`")
+        }
+    })
 }
 
 /// An address or a prefix without host bits; a single address is its /32 or /128.
@@ -70,20 +59,14 @@ pub(super) fn prefix(word: &str) -> Result<IpNet, ItemError> {
     };
     let address: IpAddr = address_part.parse().map_err(|_| bad_prefix(word))?;
     let digits = !length_part.is_empty() && length_part.bytes().all(|b| b.is_ascii_digit());
-    let length: Option<u8> = if digits {
-        length_part.parse().ok()
-    } else {
-        None
-    };
+    let length: Option<u8> = if digits { length_part.parse().ok() } else { None };
     let longest = if address.is_ipv4() { 32 } else { 128 };
     let Some(length) = length.filter(|length| *length <= longest) else {
         return Err(ItemError::new(
             code::BAD_ADDRESS,
             format!("{} is no prefix length", quoted(&format!("/{length_part}"))),
         )
-        .help(format!(
-            "a number from 0 to {longest}, as in `{address}/{longest}`"
-        )));
+        .help(format!("a number from 0 to {longest}, as in `{address}/{longest}`")));
     };
     let (address, length) = unmapped(address, length);
     let written = IpNet::new(address, length).map_err(|_| bad_prefix(word))?;
@@ -95,9 +78,7 @@ pub(super) fn prefix(word: &str) -> Result<IpNet, ItemError> {
         code::HOST_BITS,
         format!("{} has bits set beyond its first {length}", quoted(word)),
     )
-    .help(format!(
-        "write `{right}` for the prefix or `{address}` for the one address"
-    )))
+    .help(format!("write `{right}` for the prefix or `{address}` for the one address")))
 }
 
 /// The IPv4 prefix that a prefix within `::ffff:0:0/96` stands for.
@@ -134,19 +115,13 @@ fn completed(word: &str) -> Option<IpNet> {
     for (octet, part) in octets.iter_mut().zip(parts) {
         *octet = part.parse().ok()?;
     }
-    Some(IpNet::V4(
-        Ipv4Net::new(Ipv4Addr::from(octets), length).ok()?.trunc(),
-    ))
+    Some(IpNet::V4(Ipv4Net::new(Ipv4Addr::from(octets), length).ok()?.trunc()))
 }
 
 /// How a valid address or prefix is written in canonical form.
 pub(super) fn canonical_prefix(word: &str) -> Option<String> {
     let net = prefix(word).ok()?;
-    Some(if word.contains('/') {
-        net.to_string()
-    } else {
-        net.addr().to_string()
-    })
+    Some(if word.contains('/') { net.to_string() } else { net.addr().to_string() })
 }
 
 /// `224.0.0.0/4` and `ff00::/8`.
@@ -185,11 +160,7 @@ pub(super) fn domain(word: &str) -> Result<Domain, ItemError> {
             return Err(bad(format!(
                 "a label of {} is {}",
                 quoted(word),
-                if label.is_empty() {
-                    "empty"
-                } else {
-                    "longer than 63 characters"
-                }
+                if label.is_empty() { "empty" } else { "longer than 63 characters" }
             )));
         }
         let stray = |b: u8| !(b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
@@ -199,26 +170,13 @@ pub(super) fn domain(word: &str) -> Result<Domain, ItemError> {
                 .help("a domain is letters, digits, `-` and `_` between dots"));
         }
         if label.starts_with('-') || label.ends_with('-') {
-            return Err(bad(format!(
-                "a label of {} begins or ends with `-`",
-                quoted(word)
-            )));
+            return Err(bad(format!("a label of {} begins or ends with `-`", quoted(word))));
         }
     }
-    if name
-        .rsplit('.')
-        .next()
-        .is_some_and(|top| top.bytes().all(|b| b.is_ascii_digit()))
-    {
-        return Err(bad(format!(
-            "{} ends in a number, as no domain does",
-            quoted(word)
-        )));
+    if name.rsplit('.').next().is_some_and(|top| top.bytes().all(|b| b.is_ascii_digit())) {
+        return Err(bad(format!("{} ends in a number, as no domain does", quoted(word))));
     }
-    Ok(Domain {
-        below,
-        name: name.to_ascii_lowercase().into(),
-    })
+    Ok(Domain { below, name: name.to_ascii_lowercase().into() })
 }
 
 /// How a valid domain is written in canonical form.
@@ -255,11 +213,8 @@ pub(super) fn name(word: &str) -> Result<&str, ItemError> {
     const LONGEST: usize = 64;
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-');
     if word.is_empty() || word.len() > LONGEST || !word.chars().all(fits) {
-        return Err(
-            ItemError::new(code::BAD_NAME, format!("{} is not a name", quoted(word))).help(
-                format!("1 to {LONGEST} of the characters A-Z a-z 0-9 . _ + -"),
-            ),
-        );
+        return Err(ItemError::new(code::BAD_NAME, format!("{} is not a name", quoted(word)))
+            .help(format!("1 to {LONGEST} of the characters A-Z a-z 0-9 . _ + -")));
     }
     Ok(word)
 }
@@ -267,10 +222,8 @@ pub(super) fn name(word: &str) -> Result<&str, ItemError> {
 /// A user's name as passwd(5) may hold it.
 pub(super) fn user_name(word: &str) -> Result<&str, ItemError> {
     if word.is_empty() || word.len() > 256 || word.contains([':', '\n']) {
-        return Err(
-            ItemError::new(code::BAD_NAME, format!("{} is not a user", quoted(word)))
-                .help("a name, a uid or `unknown`"),
-        );
+        return Err(ItemError::new(code::BAD_NAME, format!("{} is not a user", quoted(word)))
+            .help("a name, a uid or `unknown`"));
     }
     Ok(word)
 }
@@ -279,16 +232,10 @@ pub(super) fn user_name(word: &str) -> Result<&str, ItemError> {
 pub(super) fn device(word: &str) -> Result<DeviceName, ItemError> {
     let valid = !matches!(word, "." | "..")
         && !word.contains(|c: char| c == '/' || c == ':' || c.is_whitespace());
-    valid
-        .then(|| DeviceName::new(word))
-        .flatten()
-        .ok_or_else(|| {
-            ItemError::new(
-                code::BAD_NAME,
-                format!("{} is not a network device", quoted(word)),
-            )
+    valid.then(|| DeviceName::new(word)).flatten().ok_or_else(|| {
+        ItemError::new(code::BAD_NAME, format!("{} is not a network device", quoted(word)))
             .help("an address, a prefix, a set, or a device name of at most 15 characters")
-        })
+    })
 }
 
 /// A program's path; `*` at its end matches all that begins so.
@@ -304,10 +251,7 @@ pub(super) fn app(word: &str) -> Result<AppItem, ItemError> {
         )
         .help("an absolute path, as in `/usr/bin/curl` or `/opt/app/*`, or `unknown`"));
     }
-    Ok(AppItem::Path {
-        path: path.into(),
-        prefix,
-    })
+    Ok(AppItem::Path { path: path.into(), prefix })
 }
 
 /// A path in the cgroup tree.
@@ -355,16 +299,10 @@ pub(super) fn duration_ms(word: &str) -> Result<u64, ItemError> {
         _ => 0,
     };
     let number: Option<u64> = number.parse().ok();
-    number
-        .and_then(|number| number.checked_mul(scale))
-        .filter(|ms| *ms > 0)
-        .ok_or_else(|| {
-            ItemError::new(
-                code::BAD_DURATION,
-                format!("{} is not a time", quoted(word)),
-            )
+    number.and_then(|number| number.checked_mul(scale)).filter(|ms| *ms > 0).ok_or_else(|| {
+        ItemError::new(code::BAD_DURATION, format!("{} is not a time", quoted(word)))
             .help("a number and `ms`, `s` or `m`, as in `2s`")
-        })
+    })
 }
 
 #[cfg(test)]
@@ -405,10 +343,7 @@ mod tests {
     #[test]
     fn a_wrong_prefix_says_the_right_one() {
         for (word, want) in [
-            (
-                "10.0.0.1/8",
-                "write `10.0.0.0/8` for the prefix or `10.0.0.1` for the one address",
-            ),
+            ("10.0.0.1/8", "write `10.0.0.0/8` for the prefix or `10.0.0.1` for the one address"),
             ("10/8", "did you mean `10.0.0.0/8`?"),
             ("192.168/16", "did you mean `192.168.0.0/16`?"),
         ] {
@@ -427,10 +362,7 @@ mod tests {
             ("*.example.com", Some((true, "example.com"))),
             ("localhost", Some((false, "localhost"))),
             ("_dmarc.example.com", Some((false, "_dmarc.example.com"))),
-            (
-                "xn--bcher-kva.example",
-                Some((false, "xn--bcher-kva.example")),
-            ),
+            ("xn--bcher-kva.example", Some((false, "xn--bcher-kva.example"))),
             ("bücher.example", None),
             ("*", None),
             ("*.", None),

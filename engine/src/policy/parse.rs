@@ -23,9 +23,8 @@ use crate::Protocol;
 const FORMAT: &str = "1";
 
 /// Words that begin a statement.
-pub(super) const STATEMENTS: [&str; 10] = [
-    "policy", "set", "route", "resolve", "allow", "block", "drop", "ask", "default", "expect",
-];
+pub(super) const STATEMENTS: [&str; 10] =
+    ["policy", "set", "route", "resolve", "allow", "block", "drop", "ask", "default", "expect"];
 
 /// Words that begin a clause of a rule.
 pub(super) const CLAUSES: [&str; 15] = [
@@ -72,10 +71,7 @@ fn is_reserved(word: &str) -> bool {
 /// A word that ends a list, because something else begins with it.
 fn ends_list(word: &str) -> bool {
     CLAUSES.contains(&word)
-        || matches!(
-            word,
-            "within" | "else" | "using" | "and" | "or" | "private" | "not"
-        )
+        || matches!(word, "within" | "else" | "using" | "and" | "or" | "private" | "not")
 }
 
 /// What one file says.
@@ -96,10 +92,7 @@ pub(super) struct File {
 
 /// Reads one file.
 pub(super) fn parse(text: &str, source: SourceId, findings: &mut Findings) -> File {
-    let mut file = File {
-        understood: true,
-        ..File::default()
-    };
+    let mut file = File { understood: true, ..File::default() };
     let mut lexer = Lexer::new(text, source);
     let mut line = TokenLine::default();
     let mut begun = false;
@@ -115,10 +108,7 @@ pub(super) fn parse(text: &str, source: SourceId, findings: &mut Findings) -> Fi
             tokens: &line.tokens,
             at: 0,
             end,
-            line: Line {
-                number: line.number,
-                span,
-            },
+            line: Line { number: line.number, span },
             file: &mut file,
             findings,
         };
@@ -135,11 +125,7 @@ pub(super) fn parse(text: &str, source: SourceId, findings: &mut Findings) -> Fi
     if !begun {
         let end = Span::new(text.len(), text.len());
         findings
-            .error(
-                code::FORMAT,
-                Site { source, span: end },
-                "this file is empty",
-            )
+            .error(code::FORMAT, Site { source, span: end }, "this file is empty")
             .help(format!("a policy begins with `policy {FORMAT}`"));
         file.understood = false;
     }
@@ -172,9 +158,7 @@ impl<'t> Parser<'t, '_> {
         if self.bare() != Some("policy") {
             self.findings
                 .error(code::FORMAT, self.site(start), "the format is not named")
-                .help(format!(
-                    "the first statement of each file is `policy {FORMAT}`"
-                ));
+                .help(format!("the first statement of each file is `policy {FORMAT}`"));
             self.statement();
             return true;
         }
@@ -192,13 +176,11 @@ impl<'t> Parser<'t, '_> {
             } else {
                 format!("{} is not a policy format", quoted(version))
             };
-            self.findings
-                .error(code::FORMAT, site, message)
-                .help(if newer {
-                    "the rest of the file was not read; a newer tunneld reads it".to_owned()
-                } else {
-                    format!("write `policy {FORMAT}`")
-                });
+            self.findings.error(code::FORMAT, site, message).help(if newer {
+                "the rest of the file was not read; a newer tunneld reads it".to_owned()
+            } else {
+                format!("write `policy {FORMAT}`")
+            });
             return !newer;
         }
         self.at += 1;
@@ -222,11 +204,7 @@ impl<'t> Parser<'t, '_> {
             Some("expect") => self.expect(),
             Some("policy") => {
                 self.findings
-                    .error(
-                        code::REPEATED,
-                        self.site(token.span),
-                        "`policy` stands here again",
-                    )
+                    .error(code::REPEATED, self.site(token.span), "`policy` stands here again")
                     .help("it is the first statement of a file and stands once");
             }
             Some(other) => self.unknown_statement(token, other),
@@ -258,19 +236,12 @@ impl<'t> Parser<'t, '_> {
             Some(token) => {
                 let site = self.site(token.span);
                 self.findings
-                    .error(
-                        code::UNEXPECTED,
-                        site,
-                        "`=` is missing after the name of the set",
-                    )
+                    .error(code::UNEXPECTED, site, "`=` is missing after the name of the set")
                     .help("as in `set lan = 10.0.0.0/8 192.168.0.0/16`");
                 false
             }
             None => {
-                self.missing(
-                    "`=` and items",
-                    "as in `set lan = 10.0.0.0/8 192.168.0.0/16`",
-                );
+                self.missing("`=` and items", "as in `set lan = 10.0.0.0/8 192.168.0.0/16`");
                 false
             }
         };
@@ -288,10 +259,7 @@ impl<'t> Parser<'t, '_> {
             self.finish("a set is a list of addresses, prefixes and domains");
         }
         match name {
-            Some(name) => self
-                .file
-                .statements
-                .push(Statement::Set(Set { name, body })),
+            Some(name) => self.file.statements.push(Statement::Set(Set { name, body })),
             None => self.file.nameless_set = true,
         }
     }
@@ -316,10 +284,7 @@ impl<'t> Parser<'t, '_> {
         }
         let path = text::value(self.text, token);
         match self.checked(token, item::set_file(&path)) {
-            Some(path) => SetBody::File(Spanned {
-                value: path.into(),
-                span: token.span,
-            }),
+            Some(path) => SetBody::File(Spanned { value: path.into(), span: token.span }),
             None => SetBody::Items(Vec::new()),
         }
     }
@@ -341,17 +306,10 @@ impl<'t> Parser<'t, '_> {
 
     fn rule(&mut self, token: Token, verdict: Verdict, context: Context) {
         let clauses = self.clauses(context, &mut Vec::new());
-        let action = Spanned {
-            value: Action::Verdict(verdict),
-            span: token.span,
-        };
+        let action = Spanned { value: Action::Verdict(verdict), span: token.span };
         let line = self.line;
         self.finish("a rule is a verdict and clauses");
-        self.file.statements.push(Statement::Rule(Rule {
-            action,
-            clauses,
-            line,
-        }));
+        self.file.statements.push(Statement::Rule(Rule { action, clauses, line }));
     }
 
     fn ask(&mut self, token: Token) {
@@ -368,27 +326,15 @@ impl<'t> Parser<'t, '_> {
             self.missing("`within` and a time", FORM);
         }
         if self.take("else") {
-            otherwise = self
-                .verdict(FORM)
-                .map_or(otherwise, |verdict| verdict.value);
+            otherwise = self.verdict(FORM).map_or(otherwise, |verdict| verdict.value);
         } else if self.at >= self.tokens.len() {
             self.missing("`else` and a verdict", FORM);
         }
         self.finish(FORM);
-        let value = Action::Ask {
-            within_ms,
-            otherwise,
-        };
-        let action = Spanned {
-            value,
-            span: token.span,
-        };
+        let value = Action::Ask { within_ms, otherwise };
+        let action = Spanned { value, span: token.span };
         let line = self.line;
-        self.file.statements.push(Statement::Rule(Rule {
-            action,
-            clauses,
-            line,
-        }));
+        self.file.statements.push(Statement::Rule(Rule { action, clauses, line }));
     }
 
     fn route(&mut self, token: Token) {
@@ -414,26 +360,15 @@ impl<'t> Parser<'t, '_> {
             self.missing("`via` and a way out", FORM);
         }
         let via = via.unwrap_or_default();
-        let word = Spanned {
-            value: (),
-            span: token.span,
-        };
+        let word = Spanned { value: (), span: token.span };
         let line = self.line;
-        self.file.statements.push(Statement::Route(Route {
-            word,
-            clauses,
-            via,
-            line,
-        }));
+        self.file.statements.push(Statement::Route(Route { word, clauses, via, line }));
     }
 
     fn resolve(&mut self, token: Token) {
         const FORM: &str = "as in `resolve *.corp.example using corp else upstream`";
         let names = self.list("resolve", Self::resolve_item).items;
-        let mut using = Using::Resolvers {
-            operator: None,
-            names: Vec::new(),
-        };
+        let mut using = Using::Resolvers { operator: None, names: Vec::new() };
         if self.take("using") {
             using = self.using(FORM);
         } else if self.at >= self.tokens.len() {
@@ -441,16 +376,8 @@ impl<'t> Parser<'t, '_> {
         }
         let private = self.take("private");
         self.finish("`using`, resolvers and `private` are the end of a resolve statement");
-        let word = Spanned {
-            value: (),
-            span: token.span,
-        };
-        let resolve = Resolve {
-            word,
-            names,
-            using,
-            private,
-        };
+        let word = Spanned { value: (), span: token.span };
+        let resolve = Resolve { word, names, using, private };
         self.file.statements.push(Statement::Resolve(resolve));
     }
 
@@ -462,10 +389,7 @@ impl<'t> Parser<'t, '_> {
         let mut names = Vec::new();
         while let Some(token) = self.item("a resolver", form) {
             if let Some(name) = self.list_name(token) {
-                names.push(Spanned {
-                    value: name,
-                    span: token.span,
-                });
+                names.push(Spanned { value: name, span: token.span });
             }
             let Some(token) = self.peek() else { break };
             let next = match self.bare() {
@@ -525,11 +449,7 @@ impl<'t> Parser<'t, '_> {
             if token.kind != TokenKind::Broken {
                 let site = self.site(token.span);
                 self.findings
-                    .error(
-                        code::UNEXPECTED,
-                        site,
-                        format!("{} is no protocol", quoted(word)),
-                    )
+                    .error(code::UNEXPECTED, site, format!("{} is no protocol", quoted(word)))
                     .help("`tcp`, `udp` or `icmp`");
             }
             return;
@@ -545,10 +465,7 @@ impl<'t> Parser<'t, '_> {
             };
             AssumedSource::Address(address)
         };
-        let source = Spanned {
-            value: source,
-            span: token.span,
-        };
+        let source = Spanned { value: source, span: token.span };
         if !self.take("to") {
             match self.peek() {
                 Some(token) => self.unexpected(token, FORM),
@@ -566,10 +483,7 @@ impl<'t> Parser<'t, '_> {
             verdict,
             protocol,
             source,
-            destination: Spanned {
-                value: destination,
-                span: token.span,
-            },
+            destination: Spanned { value: destination, span: token.span },
             port: None,
             client: None,
             user: None,
@@ -578,9 +492,7 @@ impl<'t> Parser<'t, '_> {
             line: self.line,
         };
         if self.expect_options(&mut expect).is_some() {
-            self.file
-                .statements
-                .push(Statement::Expect(Box::new(expect)));
+            self.file.statements.push(Statement::Expect(Box::new(expect)));
         }
     }
 
@@ -628,8 +540,7 @@ impl<'t> Parser<'t, '_> {
         }
         if let Some(port) = expect.port.filter(|_| expect.protocol == Protocol::Icmp) {
             let site = self.site(port.span);
-            self.findings
-                .error(code::CLAUSE_NOT_ALLOWED, site, "icmp has no ports");
+            self.findings.error(code::CLAUSE_NOT_ALLOWED, site, "icmp has no ports");
             return None;
         }
         Some(())
@@ -652,9 +563,5 @@ fn protocol(word: &str) -> Option<Protocol> {
 }
 
 fn one_of(words: &[&str]) -> String {
-    words
-        .iter()
-        .map(|word| format!("`{word}`"))
-        .collect::<Vec<_>>()
-        .join(", ")
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
 }

@@ -46,15 +46,7 @@ const PORTS: [u16; 7] = [0, 22, 80, 443, 8000, 8100, 65535];
 const PORT_ITEMS: [&str; 6] = ["22", "80", "0-443", "8000-8100", "65535", "0-65535"];
 const USERS: [&str; 5] = ["0", "1000", "1001", "4294967294", "unknown"];
 const CGROUPS: [&str; 6] = ["/", "/a", "/a/b", "/ab", "/c.slice/d", "unknown"];
-const CGROUP_FACTS: [&str; 7] = [
-    "/",
-    "/a",
-    "/a/b/c",
-    "/ab",
-    "/a/bc",
-    "/c.slice",
-    "/c.slice/d",
-];
+const CGROUP_FACTS: [&str; 7] = ["/", "/a", "/a/b/c", "/ab", "/a/bc", "/c.slice", "/c.slice/d"];
 const DEVICES: [&str; 3] = ["eth0", "wg0", "lo"];
 
 fn list(word: &'static str, items: &[&'static str]) -> BoxedStrategy<String> {
@@ -76,9 +68,7 @@ fn addresses(word: &'static str, special: &[&'static str]) -> BoxedStrategy<Stri
 fn rule() -> BoxedStrategy<String> {
     let egress: Vec<&'static str> = PREFIXES.iter().chain(&DEVICES).copied().collect();
     let clauses: Vec<BoxedStrategy<String>> = vec![
-        select(vec!["tcp", "udp", "icmp"])
-            .prop_map(str::to_owned)
-            .boxed(),
+        select(vec!["tcp", "udp", "icmp"]).prop_map(str::to_owned).boxed(),
         addresses("from", &[]),
         addresses("client", &[]),
         addresses("to", &["multicast", "broadcast"]),
@@ -88,10 +78,7 @@ fn rule() -> BoxedStrategy<String> {
         list("cgroup", &CGROUPS),
         Just("via direct".to_owned()).boxed(),
     ];
-    (
-        select(vec!["allow", "block", "drop"]),
-        subsequence((0..9).collect::<Vec<usize>>(), 0..=4),
-    )
+    (select(vec!["allow", "block", "drop"]), subsequence((0..9).collect::<Vec<usize>>(), 0..=4))
         .prop_flat_map(move |(verdict, chosen)| {
             let chosen: Vec<_> = chosen.iter().map(|at| clauses[*at].clone()).collect();
             (Just(verdict), chosen).prop_map(|(verdict, clauses)| {
@@ -123,9 +110,7 @@ fn fact<T: fmt::Debug + Clone + 'static>(known: BoxedStrategy<T>) -> BoxedStrate
 }
 
 fn address() -> BoxedStrategy<IpAddr> {
-    select(ADDRESSES.to_vec())
-        .prop_map(|text| text.parse().expect("address"))
-        .boxed()
+    select(ADDRESSES.to_vec()).prop_map(|text| text.parse().expect("address")).boxed()
 }
 
 fn facts() -> BoxedStrategy<Facts> {
@@ -134,10 +119,8 @@ fn facts() -> BoxedStrategy<Facts> {
     let egress = (address(), device).prop_map(|(address, device)| Egress { address, device });
     let uid = select(vec![0, 1000, 1001, 4_294_967_294, 7]);
     let cgroup = proptest::option::of(select(CGROUP_FACTS.to_vec()));
-    let owner = (uid, cgroup).prop_map(|(uid, cgroup)| Owner {
-        uid,
-        cgroup: cgroup.map(std::sync::Arc::from),
-    });
+    let owner = (uid, cgroup)
+        .prop_map(|(uid, cgroup)| Owner { uid, cgroup: cgroup.map(std::sync::Arc::from) });
     (
         select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp]),
         address(),
@@ -147,31 +130,24 @@ fn facts() -> BoxedStrategy<Facts> {
         fact(egress.boxed()),
         fact(owner.boxed()),
     )
-        .prop_map(
-            |(protocol, client, destination, port, local, egress, owner)| {
-                let mut facts = Facts::new(
-                    protocol,
-                    SocketAddr::new(client, 40_000),
-                    SocketAddr::new(destination, port),
-                    local,
-                );
-                facts.owner = owner;
-                let family = facts.destination().is_ipv4();
-                let other = egress
-                    .known()
-                    .is_some_and(|e| e.address.is_ipv4() != family);
-                facts.egress = if other { Fact::Unknown } else { egress };
-                facts
-            },
-        )
+        .prop_map(|(protocol, client, destination, port, local, egress, owner)| {
+            let mut facts = Facts::new(
+                protocol,
+                SocketAddr::new(client, 40_000),
+                SocketAddr::new(destination, port),
+                local,
+            );
+            facts.owner = owner;
+            let family = facts.destination().is_ipv4();
+            let other = egress.known().is_some_and(|e| e.address.is_ipv4() != family);
+            facts.egress = if other { Fact::Unknown } else { egress };
+            facts
+        })
         .boxed()
 }
 
 fn load(text: &str) -> (Policy, parse::File) {
-    let source = Source {
-        name: "p".into(),
-        text: text.into(),
-    };
+    let source = Source { name: "p".into(), text: text.into() };
     let loaded = Policy::load(&[source], &NoEnvironment);
     let (policy, _) = loaded.unwrap_or_else(|errors| panic!("{text}\n{errors:#?}"));
     let file = parse::parse(text, SourceId(0), &mut Findings::new());
@@ -211,11 +187,7 @@ fn same(text: &str, facts: &Facts, policy: &Policy, file: &parse::File) {
     });
     assert_eq!(policy.judge(facts), want, "{text}\n{facts:?}");
     let (decision, _) = pull(policy, facts);
-    assert_eq!(
-        Judgement::Decided(decision),
-        want,
-        "asked one by one: {text}\n{facts:?}"
-    );
+    assert_eq!(Judgement::Decided(decision), want, "asked one by one: {text}\n{facts:?}");
 }
 
 proptest! {
@@ -349,10 +321,7 @@ proptest! {
 }
 
 fn all_readers(text: &str) {
-    let source = Source {
-        name: "p".into(),
-        text: text.into(),
-    };
+    let source = Source { name: "p".into(), text: text.into() };
     let sources = [source];
     if let Err(diagnostics) = Policy::load(&sources, &NoEnvironment) {
         for diagnostic in diagnostics {
@@ -371,9 +340,7 @@ fn all_readers(text: &str) {
 fn many_rules_say_what_they_say() {
     let mut seed = 7_u64;
     let mut random = |below: u32| {
-        seed = seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (seed >> 33) as u32 % below
     };
     let mut text = String::from("policy 1\n");
@@ -416,15 +383,9 @@ fn many_rules_say_what_they_say() {
             SocketAddr::new(address(random(1 << 20)), random(65_536) as u16),
             random(2) == 0,
         );
-        facts.owner = Fact::Known(Owner {
-            uid: random(5),
-            cgroup: None,
-        });
+        facts.owner = Fact::Known(Owner { uid: random(5), cgroup: None });
         let device = DeviceName::new("eth0").expect("device");
-        facts.egress = Fact::Known(Egress {
-            address: address(random(1 << 20)),
-            device,
-        });
+        facts.egress = Fact::Known(Egress { address: address(random(1 << 20)), device });
         same("many rules", &facts, &policy, &file);
     }
 }

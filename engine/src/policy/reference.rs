@@ -23,14 +23,8 @@ pub(super) fn judge(file: &File, facts: &Facts) -> (Verdict, Option<usize>) {
         Some(rule)
     });
     for (at, rule) in rules.enumerate() {
-        if rule
-            .clauses
-            .iter()
-            .all(|clause| holds(file, &clause.value, facts))
-        {
-            let Action::Verdict(verdict) = rule.action.value else {
-                panic!("ask")
-            };
+        if rule.clauses.iter().all(|clause| holds(file, &clause.value, facts)) {
+            let Action::Verdict(verdict) = rule.action.value else { panic!("ask") };
             return (verdict, Some(at));
         }
     }
@@ -71,10 +65,7 @@ fn holds(file: &File, clause: &Clause, facts: &Facts) -> bool {
                     != list.not
         }
         Clause::User(list) => {
-            let unknown = list
-                .items
-                .iter()
-                .any(|item| item.value == UserItem::Unknown);
+            let unknown = list.items.iter().any(|item| item.value == UserItem::Unknown);
             match facts.owner.known() {
                 Some(owner) => {
                     let uid = UserItem::Uid(owner.uid);
@@ -84,15 +75,8 @@ fn holds(file: &File, clause: &Clause, facts: &Facts) -> bool {
             }
         }
         Clause::Cgroup(list) => {
-            let unknown = list
-                .items
-                .iter()
-                .any(|item| item.value == CgroupItem::Unknown);
-            match facts
-                .owner
-                .known()
-                .and_then(|owner| owner.cgroup.as_deref())
-            {
+            let unknown = list.items.iter().any(|item| item.value == CgroupItem::Unknown);
+            match facts.owner.known().and_then(|owner| owner.cgroup.as_deref()) {
                 Some(path) => {
                     let path = path.trim_end_matches('/');
                     let one = |item: &CgroupItem| match item {
@@ -134,9 +118,7 @@ fn in_set(file: &File, name: &str, address: IpAddr) -> bool {
         let Statement::Set(set) = statement else {
             return false;
         };
-        let SetBody::Items(items) = &set.body else {
-            panic!("files are not for the reference")
-        };
+        let SetBody::Items(items) = &set.body else { panic!("files are not for the reference") };
         &*set.name.value == name
             && items.iter().any(|item| match &item.value {
                 SetItem::Prefix(prefix) => prefix.contains(&address),

@@ -190,10 +190,7 @@ pub(super) enum ResolveItem {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Using {
     None,
-    Resolvers {
-        operator: Option<Operator>,
-        names: Vec<Spanned<Name>>,
-    },
+    Resolvers { operator: Option<Operator>, names: Vec<Spanned<Name>> },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

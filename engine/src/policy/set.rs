@@ -106,21 +106,13 @@ pub(super) struct Members {
 impl Members {
     /// Every address of both families.
     pub(super) fn all_addresses() -> Self {
-        Self {
-            narrow: vec![(0, u32::MAX)],
-            wide: vec![(0, u128::MAX)],
-            unknown: false,
-        }
+        Self { narrow: vec![(0, u32::MAX)], wide: vec![(0, u128::MAX)], unknown: false }
     }
 
     pub(super) fn add_prefix(&mut self, prefix: IpNet) {
         match prefix {
-            IpNet::V4(net) => self
-                .narrow
-                .push((net.network().into(), net.broadcast().into())),
-            IpNet::V6(net) => self
-                .wide
-                .push((net.network().into(), net.broadcast().into())),
+            IpNet::V4(net) => self.narrow.push((net.network().into(), net.broadcast().into())),
+            IpNet::V6(net) => self.wide.push((net.network().into(), net.broadcast().into())),
         }
     }
 
@@ -181,11 +173,7 @@ pub(super) struct FileItems {
 /// names count and whose addresses only say that the line is one.
 pub(super) fn read_list(text: &str, source: SourceId, findings: &mut Findings) -> FileItems {
     let mut items = FileItems::default();
-    let mut start = if text.starts_with('\u{feff}') {
-        '\u{feff}'.len_utf8()
-    } else {
-        0
-    };
+    let mut start = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     for line in text[start..].split('\n') {
         let line_start = start;
         start += line.len() + 1;
@@ -204,13 +192,8 @@ pub(super) fn read_list(text: &str, source: SourceId, findings: &mut Findings) -
                     items.first_domain.get_or_insert_with(|| span(first));
                 }
                 Err(error) => {
-                    let site = Site {
-                        source,
-                        span: span(first),
-                    };
-                    findings
-                        .error(error.code, site, error.message)
-                        .maybe_help(error.help);
+                    let site = Site { source, span: span(first) };
+                    findings.error(error.code, site, error.message).maybe_help(error.help);
                 }
             }
             continue;
@@ -219,10 +202,7 @@ pub(super) fn read_list(text: &str, source: SourceId, findings: &mut Findings) -
             findings
                 .error(
                     code::UNEXPECTED,
-                    Site {
-                        source,
-                        span: span(second),
-                    },
+                    Site { source, span: span(second) },
                     format!("{} is a second item on this line", quoted(second)),
                 )
                 .help("one item a line, or an address and its names as in a hosts file");
@@ -235,13 +215,8 @@ pub(super) fn read_list(text: &str, source: SourceId, findings: &mut Findings) -
                     items.first_domain.get_or_insert_with(|| span(name));
                 }
                 Err(error) => {
-                    let site = Site {
-                        source,
-                        span: span(name),
-                    };
-                    findings
-                        .error(error.code, site, error.message)
-                        .maybe_help(error.help);
+                    let site = Site { source, span: span(name) };
+                    findings.error(error.code, site, error.message).maybe_help(error.help);
                 }
             }
         }
@@ -274,16 +249,8 @@ mod tests {
             ("overlap", vec![(5, 9), (1, 6)], vec![(1, 9)]),
             ("touch", vec![(1, 2), (3, 4)], vec![(1, 4)]),
             ("apart", vec![(1, 2), (4, 5)], vec![(1, 2), (4, 5)]),
-            (
-                "inside",
-                vec![(1, 9), (2, 3), (12, 12)],
-                vec![(1, 9), (12, 12)],
-            ),
-            (
-                "to the end",
-                vec![(9, u32::MAX), (u32::MAX, u32::MAX)],
-                vec![(9, u32::MAX)],
-            ),
+            ("inside", vec![(1, 9), (2, 3), (12, 12)], vec![(1, 9), (12, 12)]),
+            ("to the end", vec![(9, u32::MAX), (u32::MAX, u32::MAX)], vec![(9, u32::MAX)]),
         ] {
             let mut intervals: Vec<Interval<u32>> = given;
             normalise(&mut intervals);
@@ -309,21 +276,9 @@ mod tests {
         let long = format!("{}\n10.0.0.1", "x".repeat(1_000_000));
         for (name, text, addresses, domains, errors) in [
             ("empty", "", 0, 0, 0),
-            (
-                "addresses",
-                "10.0.0.0/8\n# c\n\n192.0.2.1 # c\r\nfd00::/8\n",
-                3,
-                0,
-                0,
-            ),
+            ("addresses", "10.0.0.0/8\n# c\n\n192.0.2.1 # c\r\nfd00::/8\n", 3, 0, 0),
             ("domains", "ads.example\n*.tracker.example\n", 0, 2, 0),
-            (
-                "hosts",
-                "0.0.0.0 a.example b.example\n::1 localhost\n",
-                0,
-                3,
-                0,
-            ),
+            ("hosts", "0.0.0.0 a.example b.example\n::1 localhost\n", 0, 3, 0),
             ("two items", "a.example b.example\n", 0, 0, 1),
             ("host bits", "10.0.0.1/8\n10.0.0.300\n", 0, 0, 2),
             ("byte order mark", "\u{feff}10.0.0.1", 1, 0, 0),

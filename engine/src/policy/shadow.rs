@@ -43,13 +43,7 @@ pub(super) fn warn(
     for rule in 0..rules.len() {
         first_row[rule + 1] += first_row[rule];
     }
-    let mut check = Check {
-        index,
-        rows,
-        units,
-        first_row,
-        covered: HashMap::default(),
-    };
+    let mut check = Check { index, rows, units, first_row, covered: HashMap::default() };
     for (at, rule) in rules.iter().enumerate() {
         match check.rule(at) {
             Found::Nothing => {}
@@ -71,10 +65,7 @@ pub(super) fn warn(
                         rule.site,
                         format!("this {what} can never match: {first} stands before it"),
                     )
-                    .related(
-                        earlier.site,
-                        "it holds for every flow that the later one holds for",
-                    )
+                    .related(earlier.site, "it holds for every flow that the later one holds for")
                     .help(format!("remove this {what}, or move it up"));
             }
         }
@@ -121,10 +112,7 @@ impl<'c> Check<'c> {
         candidates.dedup();
         for candidate in candidates {
             let earlier = self.rows_of(candidate);
-            if rows
-                .iter()
-                .all(|row| earlier.iter().any(|earlier| self.covers(earlier, row)))
-            {
+            if rows.iter().all(|row| earlier.iter().any(|earlier| self.covers(earlier, row))) {
                 return Found::Shadow(candidate);
             }
         }
@@ -163,10 +151,7 @@ impl<'c> Check<'c> {
             return false;
         }
         earlier.terms.iter().all(|wide| {
-            let narrow = later
-                .terms
-                .iter()
-                .find(|term| term.dimension == wide.dimension);
+            let narrow = later.terms.iter().find(|term| term.dimension == wide.dimension);
             narrow.is_some_and(|narrow| self.term_covers(*wide, *narrow))
         })
     }
@@ -197,10 +182,7 @@ impl<'c> Check<'c> {
             return wide.contains(narrow);
         }
         let key = (dimension, outer, inner);
-        *self
-            .covered
-            .entry(key)
-            .or_insert_with(|| wide.contains(narrow))
+        *self.covered.entry(key).or_insert_with(|| wide.contains(narrow))
     }
 
     fn members(&self, term: &Term) -> &'c Members {

@@ -49,17 +49,8 @@ pub(super) struct Lexer<'t> {
 
 impl<'t> Lexer<'t> {
     pub(super) fn new(text: &'t str, source: SourceId) -> Self {
-        let at = if text.starts_with('\u{feff}') {
-            '\u{feff}'.len_utf8()
-        } else {
-            0
-        };
-        Self {
-            text,
-            source,
-            at,
-            line: 1,
-        }
+        let at = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
+        Self { text, source, at, line: 1 }
     }
 
     /// Fills `line` with the next logical line; `false` at the end of the text.
@@ -95,15 +86,9 @@ impl<'t> Lexer<'t> {
                 b'"' => self.quoted(findings),
                 _ => self.word(findings),
             };
-            line.tokens.push(Token {
-                kind,
-                span: Span::new(start, self.at),
-            });
+            line.tokens.push(Token { kind, span: Span::new(start, self.at) });
         }
-        line.end = line
-            .tokens
-            .last()
-            .map_or(self.at, |token| token.span.end as usize);
+        line.end = line.tokens.last().map_or(self.at, |token| token.span.end as usize);
         if self.at < self.text.len() {
             self.at += 1;
             self.line += 1;
@@ -160,11 +145,7 @@ impl<'t> Lexer<'t> {
         }
         if self.byte(0) == Some(b'"') {
             let site = self.site(self.at, self.at + 1);
-            findings.error(
-                code::BAD_QUOTE,
-                site,
-                "white space is missing before the quote",
-            );
+            findings.error(code::BAD_QUOTE, site, "white space is missing before the quote");
         }
         TokenKind::Word
     }
@@ -210,11 +191,7 @@ impl<'t> Lexer<'t> {
             }
         }
         findings
-            .error(
-                code::BAD_QUOTE,
-                self.site(start, start + 1),
-                "this quote is not closed",
-            )
+            .error(code::BAD_QUOTE, self.site(start, start + 1), "this quote is not closed")
             .help("a quoted item ends on its own line; write \\\" for a quote inside it");
         TokenKind::Broken
     }
@@ -225,11 +202,7 @@ impl<'t> Lexer<'t> {
             return kind;
         }
         let site = self.site(self.at - 1, self.at);
-        findings.error(
-            code::BAD_QUOTE,
-            site,
-            "white space is missing after the quote",
-        );
+        findings.error(code::BAD_QUOTE, site, "white space is missing after the quote");
         TokenKind::Broken
     }
 
@@ -242,10 +215,7 @@ impl<'t> Lexer<'t> {
     }
 
     fn site(&self, start: usize, end: usize) -> Site {
-        Site {
-            source: self.source,
-            span: Span::new(start, end),
-        }
+        Site { source: self.source, span: Span::new(start, end) }
     }
 }
 
@@ -255,10 +225,7 @@ pub(super) fn value<'t>(text: &'t str, token: Token) -> Cow<'t, str> {
     if token.kind != TokenKind::Quoted {
         return Cow::Borrowed(raw);
     }
-    let inner = raw
-        .strip_prefix('"')
-        .and_then(|raw| raw.strip_suffix('"'))
-        .unwrap_or(raw);
+    let inner = raw.strip_prefix('"').and_then(|raw| raw.strip_suffix('"')).unwrap_or(raw);
     if !inner.contains('\\') {
         return Cow::Borrowed(inner);
     }
@@ -294,12 +261,7 @@ mod tests {
         let mut line = TokenLine::default();
         let mut lines = Vec::new();
         while lexer.next_line(&mut line, &mut findings) {
-            lines.push(
-                line.tokens
-                    .iter()
-                    .map(|t| value(text, *t).into_owned())
-                    .collect(),
-            );
+            lines.push(line.tokens.iter().map(|t| value(text, *t).into_owned()).collect());
         }
         let errors = findings.into_diagnostics(&super::super::diagnostic::Sources::default());
         (lines, errors.len())
@@ -310,36 +272,16 @@ mod tests {
         for (name, text, want, errors) in [
             ("empty", "", vec![], 0),
             ("one line", "a b", vec![vec!["a", "b"]], 0),
-            (
-                "blank lines count",
-                "a\n\nb\n",
-                vec![vec!["a"], vec![], vec!["b"]],
-                0,
-            ),
-            (
-                "comma and equals",
-                "a=b,c",
-                vec![vec!["a", "=", "b", ",", "c"]],
-                0,
-            ),
+            ("blank lines count", "a\n\nb\n", vec![vec!["a"], vec![], vec!["b"]], 0),
+            ("comma and equals", "a=b,c", vec![vec!["a", "=", "b", ",", "c"]], 0),
             ("comment", "a # b\nc", vec![vec!["a"], vec!["c"]], 0),
             ("comment without space", "a#b", vec![vec!["a"]], 0),
             ("join", "a \\\nb", vec![vec!["a", "b"]], 0),
             ("join parts words", "a\\\nb", vec![vec!["a", "b"]], 0),
             ("join with CRLF", "a \\\r\nb\r\n", vec![vec!["a", "b"]], 0),
-            (
-                "no join in a comment",
-                "a # \\\nb",
-                vec![vec!["a"], vec!["b"]],
-                0,
-            ),
+            ("no join in a comment", "a # \\\nb", vec![vec!["a"], vec!["b"]], 0),
             ("join at the end of text", "a \\", vec![vec!["a", "\\"]], 1),
-            (
-                "backslash and space",
-                "a \\ \nb",
-                vec![vec!["a", "\\"], vec!["b"]],
-                1,
-            ),
+            ("backslash and space", "a \\ \nb", vec![vec!["a", "\\"], vec!["b"]], 1),
             ("quotes", "\"a b\" c", vec![vec!["a b", "c"]], 0),
             ("escapes", r#""a\"b\\""#, vec![vec![r#"a"b\"#]], 0),
             ("other escape", r#""a\n""#, vec![vec![r#""a\n""#]], 1),
@@ -350,18 +292,11 @@ mod tests {
             ("byte order mark", "\u{feff}a", vec![vec!["a"]], 0),
             ("NUL", "a\0b", vec![vec!["a\0b"]], 1),
             ("NUL in quotes", "\"a\0b\"", vec![vec!["\"a\0b\""]], 1),
-            (
-                "not ASCII",
-                "bücher.example",
-                vec![vec!["bücher.example"]],
-                1,
-            ),
+            ("not ASCII", "bücher.example", vec![vec!["bücher.example"]], 1),
             ("no-break space", "a\u{a0}b", vec![vec!["a\u{a0}b"]], 1),
         ] {
-            let want: Vec<Vec<String>> = want
-                .into_iter()
-                .map(|l| l.into_iter().map(str::to_owned).collect())
-                .collect();
+            let want: Vec<Vec<String>> =
+                want.into_iter().map(|l| l.into_iter().map(str::to_owned).collect()).collect();
             assert_eq!(lex(text), (want, errors), "{name}");
         }
     }

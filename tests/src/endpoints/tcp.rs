@@ -219,7 +219,6 @@ pub fn reset_after_one(stream: &mut TcpStream) -> Served {
     Ok(1)
 }
 
-
 /// Says one byte and closes at once.
 pub fn one_byte_and_close(stream: &mut TcpStream) -> Served {
     stream.write_all(b"!")?;

@@ -39,15 +39,8 @@ impl Memory {
     pub fn pair(offload: bool) -> io::Result<(Self, App)> {
         let ready = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let queues = Arc::new(Mutex::new(Queues::default()));
-        let app = App {
-            queues: Arc::clone(&queues),
-            ready: Arc::clone(&ready),
-        };
-        let memory = Self {
-            queues,
-            ready,
-            offload,
-        };
+        let app = App { queues: Arc::clone(&queues), ready: Arc::clone(&ready) };
+        let memory = Self { queues, ready, offload };
         Ok((memory, app))
     }
 }
@@ -60,9 +53,7 @@ impl Device for Memory {
             let _ = rustix::io::read(&*self.ready, &mut [0; 8]);
             return Err(io::ErrorKind::WouldBlock.into());
         };
-        let into = buf
-            .get_mut(..packet.len())
-            .ok_or(io::ErrorKind::InvalidData)?;
+        let into = buf.get_mut(..packet.len()).ok_or(io::ErrorKind::InvalidData)?;
         into.copy_from_slice(&packet);
         Ok((packet.len(), offload))
     }
@@ -72,9 +63,7 @@ impl Device for Memory {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         super::virtio::encode(packet, offload).map_err(|_| io::ErrorKind::InvalidInput)?;
-        lock(&self.queues)
-            .to_app
-            .push_back((packet.to_vec(), offload));
+        lock(&self.queues).to_app.push_back((packet.to_vec(), offload));
         Ok(())
     }
 
@@ -94,9 +83,7 @@ impl Device for Memory {
 impl App {
     /// Puts a packet where the driver will read it.
     pub fn send(&self, packet: &[u8], offload: RxOffload) {
-        lock(&self.queues)
-            .from_app
-            .push_back((packet.to_vec(), offload));
+        lock(&self.queues).from_app.push_back((packet.to_vec(), offload));
         let _ = rustix::io::write(&*self.ready, &1_u64.to_ne_bytes());
     }
 
@@ -131,10 +118,7 @@ mod tests {
         assert!(readable(&memory));
         assert_eq!(memory.read(&mut buf).unwrap(), (3, RxOffload::default()));
         assert_eq!(memory.read(&mut buf).unwrap().0, 0);
-        assert_eq!(
-            memory.read(&mut buf).unwrap_err().kind(),
-            io::ErrorKind::WouldBlock
-        );
+        assert_eq!(memory.read(&mut buf).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert!(!readable(&memory));
         memory.write(b"two", TxOffload::default()).unwrap();
         assert_eq!(app.receive().unwrap().0, b"two");
@@ -144,10 +128,7 @@ mod tests {
     #[test]
     fn without_offload_only_whole_packets_are_taken() {
         let (mut memory, _app) = Memory::pair(false).unwrap();
-        let partial = TxOffload {
-            gso_size: None,
-            checksum_partial: true,
-        };
+        let partial = TxOffload { gso_size: None, checksum_partial: true };
         assert_eq!(
             memory.write(&[0x45; 40], partial).unwrap_err().kind(),
             io::ErrorKind::InvalidInput

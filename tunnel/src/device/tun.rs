@@ -80,21 +80,12 @@ impl Tun {
         let offloads = Offloads::negotiate(fd.as_fd(), vnet_header)?;
 
         let mut configuration = tun::Configuration::default();
-        configuration
-            .tun_name(name.as_str())
-            .raw_fd(fd.as_raw_fd())
-            .close_fd_on_drop(false);
+        configuration.tun_name(name.as_str()).raw_fd(fd.as_raw_fd()).close_fd_on_drop(false);
         let plain = tun::Device::new(&configuration).map_err(|_| OpenError::NotAttached)?;
         plain
             .set_nonblock()
             .map_err(|e| OpenError::Attach(Errno::from_io_error(&e).unwrap_or(Errno::INVAL)))?;
-        Ok(Self {
-            fd,
-            plain,
-            name,
-            vnet_header,
-            offloads,
-        })
+        Ok(Self { fd, plain, name, vnet_header, offloads })
     }
 
     /// The device's name when it was adopted.
@@ -112,9 +103,7 @@ impl Device for Tun {
         let mut header = [0; virtio::HEADER];
         let mut slices = [IoSliceMut::new(&mut header), IoSliceMut::new(buf)];
         let read = rustix::io::readv(&self.fd, &mut slices)?;
-        let len = read
-            .checked_sub(virtio::HEADER)
-            .ok_or(io::ErrorKind::InvalidData)?;
+        let len = read.checked_sub(virtio::HEADER).ok_or(io::ErrorKind::InvalidData)?;
         let offload = virtio::decode(&header, len).map_err(|_| io::ErrorKind::InvalidData)?;
         Ok((len, offload))
     }
@@ -227,36 +216,12 @@ impl Offloads {
     fn negotiate(fd: BorrowedFd<'_>, wanted: bool) -> Result<Self, OpenError> {
         let steps: &[(usize, Self)] = if wanted {
             &[
-                (
-                    TCP_OFFLOADS | UDP_OFFLOADS,
-                    Self {
-                        tcp: true,
-                        udp: true,
-                    },
-                ),
-                (
-                    TCP_OFFLOADS,
-                    Self {
-                        tcp: true,
-                        udp: false,
-                    },
-                ),
-                (
-                    0,
-                    Self {
-                        tcp: false,
-                        udp: false,
-                    },
-                ),
+                (TCP_OFFLOADS | UDP_OFFLOADS, Self { tcp: true, udp: true }),
+                (TCP_OFFLOADS, Self { tcp: true, udp: false }),
+                (0, Self { tcp: false, udp: false }),
             ]
         } else {
-            &[(
-                0,
-                Self {
-                    tcp: false,
-                    udp: false,
-                },
-            )]
+            &[(0, Self { tcp: false, udp: false })]
         };
         let mut refusal = Errno::INVAL;
         for &(mask, offloads) in steps {
@@ -294,11 +259,7 @@ const _: () = assert!(size_of::<InterfaceRequest>() == size_of::<libc::ifreq>())
 
 impl InterfaceRequest {
     fn new(name: &str, flags: u16) -> Self {
-        let mut request = Self {
-            name: [0; 16],
-            flags,
-            rest: [0; size_of::<libc::ifreq>() - 18],
-        };
+        let mut request = Self { name: [0; 16], flags, rest: [0; size_of::<libc::ifreq>() - 18] };
         request.name[..name.len()].copy_from_slice(name.as_bytes());
         request
     }
@@ -356,17 +317,10 @@ mod tests {
     /// The next UDP packet over IPv4; the kernel's own IPv6 chatter is passed over.
     fn next_datagram(tun: &mut Tun) -> (Vec<u8>, RxOffload) {
         let mut buf = vec![0; MAX_PACKET];
-        let timeout = Timespec {
-            tv_sec: 5,
-            tv_nsec: 0,
-        };
+        let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
         loop {
             let mut fds = [PollFd::from_borrowed_fd(tun.as_fd(), PollFlags::IN)];
-            assert_eq!(
-                poll(&mut fds, Some(&timeout)).unwrap(),
-                1,
-                "no packet within 5 s"
-            );
+            assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "no packet within 5 s");
             let (len, offload) = tun.read(&mut buf).unwrap();
             if buf[0] >> 4 == 4 && buf[9] == 17 {
                 return (buf[..len].to_vec(), offload);
@@ -390,11 +344,8 @@ mod tests {
         reply[24..26].copy_from_slice(&(length - 20).to_be_bytes());
         reply[26..28].fill(0);
         let pseudo = !namespace::checksum(&reply[12..20], 17 + u32::from(length - 20));
-        let checksum = if partial {
-            pseudo
-        } else {
-            namespace::checksum(&reply[20..], pseudo.into())
-        };
+        let checksum =
+            if partial { pseudo } else { namespace::checksum(&reply[20..], pseudo.into()) };
         reply[26..28].copy_from_slice(&checksum.to_be_bytes());
         reply
     }
@@ -422,25 +373,12 @@ mod tests {
                 .unwrap();
             app.send(&[7; 3500]).unwrap();
             let (packet, offload) = next_datagram(&mut tun);
-            let gso = Gso {
-                kind: GsoKind::UdpL4,
-                size: 1000,
-            };
+            let gso = Gso { kind: GsoKind::UdpL4, size: 1000 };
             assert_eq!(packet.len(), 28 + 3500);
-            assert_eq!(
-                offload,
-                RxOffload {
-                    gso: Some(gso),
-                    checksum: Checksum::Partial
-                }
-            );
+            assert_eq!(offload, RxOffload { gso: Some(gso), checksum: Checksum::Partial });
 
-            let partial = TxOffload {
-                gso_size: Some(900),
-                checksum_partial: true,
-            };
-            tun.write(&answer(&packet, &[9; 2000], true), partial)
-                .unwrap();
+            let partial = TxOffload { gso_size: Some(900), checksum_partial: true };
+            tun.write(&answer(&packet, &[9; 2000], true), partial).unwrap();
             let mut buf = [0; 4096];
             for expected in [900, 900, 200] {
                 assert_eq!(app.recv(&mut buf).unwrap(), expected);
@@ -463,17 +401,10 @@ mod tests {
             assert_eq!(offload, RxOffload::default());
             assert_eq!(&packet[28..], b"question");
             let error = tun
-                .write(
-                    &packet,
-                    TxOffload {
-                        gso_size: None,
-                        checksum_partial: true,
-                    },
-                )
+                .write(&packet, TxOffload { gso_size: None, checksum_partial: true })
                 .unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-            tun.write(&answer(&packet, b"answer", false), TxOffload::default())
-                .unwrap();
+            tun.write(&answer(&packet, b"answer", false), TxOffload::default()).unwrap();
             let mut buf = [0; 64];
             assert_eq!(app.recv(&mut buf).unwrap(), 6);
             // After the kernel's own chatter, if any.
@@ -491,23 +422,14 @@ mod tests {
     fn queues_and_refusals() {
         namespace::within("", || {
             assert_eq!(open_tun("", true, false).unwrap_err(), OpenError::Name);
-            assert_eq!(
-                open_tun("sixteen-letters!", true, false).unwrap_err(),
-                OpenError::Name
-            );
+            assert_eq!(open_tun("sixteen-letters!", true, false).unwrap_err(), OpenError::Name);
             let first = match open_tun("q0", true, true) {
                 Ok(first) => first,
                 Err(error) => return eprintln!("skipped: {error}"),
             };
             let second = open_tun("q0", true, true).unwrap();
-            assert_eq!(
-                open_tun("q0", true, false).unwrap_err(),
-                OpenError::Unsupported
-            );
-            assert_eq!(
-                open_tun("lo", true, false).unwrap_err(),
-                OpenError::Unsupported
-            );
+            assert_eq!(open_tun("q0", true, false).unwrap_err(), OpenError::Unsupported);
+            assert_eq!(open_tun("lo", true, false).unwrap_err(), OpenError::Unsupported);
             let _single = open_tun("s0", true, false).unwrap();
             assert_eq!(open_tun("s0", true, false).unwrap_err(), OpenError::Busy);
             for fd in [first, second] {

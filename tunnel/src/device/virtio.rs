@@ -117,10 +117,7 @@ pub fn decode(header: &[u8; HEADER], packet_len: usize) -> Result<RxOffload, Hea
     let gso = match kind {
         None => None,
         Some(_) if gso_size == 0 => return Err(HeaderError::GsoSize),
-        Some(kind) => Some(Gso {
-            kind,
-            size: gso_size,
-        }),
+        Some(kind) => Some(Gso { kind, size: gso_size }),
     };
     let checksum = if header[0] & NEEDS_CSUM != 0 {
         let end = usize::from(field(header, 6)) + usize::from(field(header, 8)) + 2;
@@ -295,9 +292,7 @@ mod tests {
     fn decode_takes_any_bytes() {
         let mut state = 0x9e37_79b9_7f4a_7c15_u64;
         for _ in 0..100_000 {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let mut header = [0; HEADER];
             header[..8].copy_from_slice(&state.to_ne_bytes());
             header[8..].copy_from_slice(&(state >> 13).to_ne_bytes()[..2]);
@@ -331,16 +326,8 @@ mod tests {
     fn encode_table() {
         // flags, gso_type, hdr_len, gso_size, csum_start, csum_offset
         type Fields = (u8, u8, u16, u16, u16, u16);
-        type Case = (
-            &'static str,
-            Vec<u8>,
-            TxOffload,
-            Result<Fields, PacketError>,
-        );
-        let partial = |gso_size| TxOffload {
-            gso_size,
-            checksum_partial: true,
-        };
+        type Case = (&'static str, Vec<u8>, TxOffload, Result<Fields, PacketError>);
+        let partial = |gso_size| TxOffload { gso_size, checksum_partial: true };
         #[rustfmt::skip]
         let cases: [Case; 20] = [
             ("nothing asked, not even an IP packet", vec![], TxOffload::default(), Ok((0, 0, 0, 0, 0, 0))),
@@ -365,26 +352,12 @@ mod tests {
             ("icmp has no offload", ipv4(0, 1, 8), partial(None), Err(PacketError::Protocol(1))),
         ];
         for (name, packet, offload, expected) in cases {
-            let got = encode(&packet, offload).map(|h| {
-                (
-                    h[0],
-                    h[1],
-                    field(&h, 2),
-                    field(&h, 4),
-                    field(&h, 6),
-                    field(&h, 8),
-                )
-            });
+            let got = encode(&packet, offload)
+                .map(|h| (h[0], h[1], field(&h, 2), field(&h, 4), field(&h, 6), field(&h, 8)));
             assert_eq!(got, expected, "{name}");
         }
         assert_eq!(
-            encode(
-                &ipv4(0, 6, 3000),
-                TxOffload {
-                    gso_size: Some(1448),
-                    checksum_partial: false
-                }
-            ),
+            encode(&ipv4(0, 6, 3000), TxOffload { gso_size: Some(1448), checksum_partial: false }),
             Err(PacketError::Segmentation),
             "segmentation of a finished checksum",
         );
@@ -396,16 +369,12 @@ mod tests {
         for round in 0..20_000_usize {
             let packet: Vec<u8> = (0..round % 90)
                 .map(|_| {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(1);
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     (state >> 56) as u8
                 })
                 .collect();
-            let offload = TxOffload {
-                gso_size: Some(1 + (state as u16 & 31)),
-                checksum_partial: true,
-            };
+            let offload =
+                TxOffload { gso_size: Some(1 + (state as u16 & 31)), checksum_partial: true };
             if let Ok(header) = encode(&packet, offload) {
                 decode(&header, packet.len()).expect("what encode made");
             }

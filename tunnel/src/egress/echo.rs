@@ -61,11 +61,7 @@ impl Echo {
             Err(error) if forbidden(&error) => {
                 let socket = MessageSocket::open(destination, Type::RAW, protocol, pin).map_err(
                     |error| {
-                        if forbidden(&error) {
-                            EgressError::EchoUnsupported
-                        } else {
-                            error
-                        }
+                        if forbidden(&error) { EgressError::EchoUnsupported } else { error }
                     },
                 )?;
                 set_filter(socket.socket(), echo_reply(destination)).map_err(at(Call::Option))?;
@@ -77,11 +73,7 @@ impl Echo {
             pin.bind(socket.socket(), destination)?;
         }
         pin.connect(socket.socket(), SocketAddr::new(destination, 0))?;
-        Ok(Self {
-            socket,
-            destination,
-            raw,
-        })
+        Ok(Self { socket, destination, raw })
     }
 
     /// Sends one request. `dont_fragment` as the app's packet had it.
@@ -123,11 +115,7 @@ impl Echo {
         let ours = kind == echo_reply(self.destination)
             && self.raw.is_none_or(|raw| raw == identifier)
             && received.from.ip() == self.destination;
-        if ours {
-            Ok((sequence, start + HEADER..end))
-        } else {
-            Err(Errno::NOMSG)
-        }
+        if ours { Ok((sequence, start + HEADER..end)) } else { Err(Errno::NOMSG) }
     }
 
     /// Takes the oldest error that the network reported. To be called until `None` when the
@@ -199,12 +187,7 @@ fn checksum(header: &[u8; HEADER], payload: &[u8]) -> u16 {
     let sum: u64 = header
         .chunks(2)
         .chain(payload.chunks(2))
-        .map(|pair| {
-            u64::from(u16::from_be_bytes([
-                pair[0],
-                pair.get(1).copied().unwrap_or(0),
-            ]))
-        })
+        .map(|pair| u64::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])))
         .sum();
     let mut folded = sum;
     while folded > 0xffff {
@@ -236,27 +219,16 @@ mod tests {
     }
 
     fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags) {
-        let timeout = Timespec {
-            tv_sec: 5,
-            tv_nsec: 0,
-        };
+        let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
         let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
-        assert_eq!(
-            poll(&mut fds, Some(&timeout)).unwrap(),
-            1,
-            "nothing within 5 s"
-        );
+        assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "nothing within 5 s");
     }
 
     fn answers(raw: bool) {
         let mut buf = vec![0; 65_535];
         for address in ["127.0.0.1", "::1"] {
             let destination: IpAddr = address.parse().unwrap();
-            let pin = Pin {
-                source: Some(destination),
-                device: Some(1),
-                mark: None,
-            };
+            let pin = Pin { source: Some(destination), device: Some(1), mark: None };
             let mut echo = Echo::open(destination, &pin).unwrap();
             let mut other = Echo::open(destination, &pin).unwrap();
             assert_eq!(echo.is_raw(), raw, "{address}");
@@ -338,11 +310,8 @@ mod tests {
             let sequence = 700 + number as u16;
             echo.send(sequence, b"anyone?", true).unwrap();
             let packet = request(tun);
-            tun.write(
-                &namespace::icmp_error(&packet, kind, code, 1300),
-                TxOffload::default(),
-            )
-            .unwrap();
+            tun.write(&namespace::icmp_error(&packet, kind, code, 1300), TxOffload::default())
+                .unwrap();
             let name = format!("{destination} {kind}/{code} raw {}", echo.is_raw());
             // Usually there by now, but the kernel may leave it to another thread.
             wait_for(echo.as_fd(), PollFlags::ERR);
@@ -355,11 +324,7 @@ mod tests {
                 let size = if destination.is_ipv4() { 1372 } else { 1352 };
                 assert_eq!(echo.send(1, &vec![0; size], true), Ok(()), "{name}");
                 let too_big = SendError::Failed(Failure::TooBig { mtu: 1400 });
-                assert_eq!(
-                    echo.send(1, &vec![0; size + 1], true),
-                    Err(too_big),
-                    "{name}"
-                );
+                assert_eq!(echo.send(1, &vec![0; size + 1], true), Err(too_big), "{name}");
                 assert_eq!(echo.send(1, &vec![0; size + 1], false), Ok(()), "{name}");
             }
             drain(tun);
@@ -389,18 +354,10 @@ mod tests {
 
     #[test]
     fn sums() {
-        let cases: [(&[u8], u16); 4] = [
-            (&[], 0xf7ff),
-            (&[0, 1], 0xf7fe),
-            (&[1], 0xf6ff),
-            (&[0xff, 0xff, 0xff, 0xff], 0xf7ff),
-        ];
+        let cases: [(&[u8], u16); 4] =
+            [(&[], 0xf7ff), (&[0, 1], 0xf7fe), (&[1], 0xf6ff), (&[0xff, 0xff, 0xff, 0xff], 0xf7ff)];
         for (payload, expected) in cases {
-            assert_eq!(
-                checksum(&[8, 0, 0, 0, 0, 0, 0, 0], payload),
-                expected,
-                "{payload:?}"
-            );
+            assert_eq!(checksum(&[8, 0, 0, 0, 0, 0, 0, 0], payload), expected, "{payload:?}");
         }
     }
 }

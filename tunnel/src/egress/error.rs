@@ -136,16 +136,8 @@ impl Origin {
     pub fn new(origin: u8, kind: u8, code: u8) -> Self {
         match origin {
             ORIGIN_LOCAL => Self::Local,
-            ORIGIN_ICMP => Self::Icmp(IcmpError {
-                v6: false,
-                kind,
-                code,
-            }),
-            ORIGIN_ICMP6 => Self::Icmp(IcmpError {
-                v6: true,
-                kind,
-                code,
-            }),
+            ORIGIN_ICMP => Self::Icmp(IcmpError { v6: false, kind, code }),
+            ORIGIN_ICMP6 => Self::Icmp(IcmpError { v6: true, kind, code }),
             _ => Self::Other,
         }
     }
@@ -257,42 +249,17 @@ mod tests {
             ("6 informational", (true, 129, 0), None),
         ];
         for (name, (v6, kind, code), expected) in cases {
-            assert_eq!(
-                IcmpError { v6, kind, code }.failure(1300),
-                expected,
-                "{name}"
-            );
+            assert_eq!(IcmpError { v6, kind, code }.failure(1300), expected, "{name}");
         }
-        let absurd = IcmpError {
-            v6: true,
-            kind: 2,
-            code: 0,
-        };
-        assert_eq!(
-            absurd.failure(u32::MAX),
-            Some(Failure::TooBig { mtu: u16::MAX })
-        );
+        let absurd = IcmpError { v6: true, kind: 2, code: 0 };
+        assert_eq!(absurd.failure(u32::MAX), Some(Failure::TooBig { mtu: u16::MAX }));
     }
 
     #[test]
     fn origin_table() {
         assert_eq!(Origin::new(1, 0, 0), Origin::Local);
-        assert_eq!(
-            Origin::new(2, 3, 1),
-            Origin::Icmp(IcmpError {
-                v6: false,
-                kind: 3,
-                code: 1
-            })
-        );
-        assert_eq!(
-            Origin::new(3, 1, 4),
-            Origin::Icmp(IcmpError {
-                v6: true,
-                kind: 1,
-                code: 4
-            })
-        );
+        assert_eq!(Origin::new(2, 3, 1), Origin::Icmp(IcmpError { v6: false, kind: 3, code: 1 }));
+        assert_eq!(Origin::new(3, 1, 4), Origin::Icmp(IcmpError { v6: true, kind: 1, code: 4 }));
         for other in [0, 4, 5, 6, 255] {
             assert_eq!(Origin::new(other, 3, 1), Origin::Other, "{other}");
         }
@@ -300,16 +267,8 @@ mod tests {
 
     #[test]
     fn messages() {
-        let error = EgressError::Call {
-            call: Call::Device,
-            errno: Errno::PERM,
-        };
-        assert!(
-            error
-                .to_string()
-                .starts_with("cannot bind the socket to its device: "),
-            "{error}"
-        );
+        let error = EgressError::Call { call: Call::Device, errno: Errno::PERM };
+        assert!(error.to_string().starts_with("cannot bind the socket to its device: "), "{error}");
         assert_eq!(error.failure(0), Failure::Prohibited);
     }
 }

@@ -90,12 +90,7 @@ impl MessageSocket {
             IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_RECVERR),
         };
         set_flag(&socket, level, name).map_err(at(Call::Option))?;
-        Ok(Self {
-            socket,
-            pin: *pin,
-            v6: destination.is_ipv6(),
-            dont_fragment: None,
-        })
+        Ok(Self { socket, pin: *pin, v6: destination.is_ipv6(), dont_fragment: None })
     }
 
     pub(super) fn socket(&self) -> &Socket {
@@ -130,9 +125,7 @@ impl MessageSocket {
     pub(super) fn send_error(&self, errno: Errno, to: SocketAddr) -> SendError {
         match errno {
             Errno::AGAIN | Errno::NOBUFS => SendError::WouldBlock,
-            Errno::MSGSIZE => SendError::Failed(Failure::TooBig {
-                mtu: self.path_mtu(to),
-            }),
+            Errno::MSGSIZE => SendError::Failed(Failure::TooBig { mtu: self.path_mtu(to) }),
             other => SendError::Failed(failure(other, 0)),
         }
     }
@@ -194,12 +187,7 @@ impl MessageSocket {
             let Some(failure) = icmp.failure(record.info) else {
                 continue;
             };
-            return Some(Reported {
-                destination,
-                failure,
-                icmp,
-                quoted: arrived.len,
-            });
+            return Some(Reported { destination, failure, icmp, quoted: arrived.len });
         }
     }
 
@@ -282,10 +270,7 @@ fn receive_message(
 ) -> Result<Arrived, Errno> {
     let mut address = Address::EMPTY;
     let mut space = Control([0; 16]);
-    let mut slice = libc::iovec {
-        iov_base: buf.as_mut_ptr().cast(),
-        iov_len: buf.len(),
-    };
+    let mut slice = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     // SAFETY: all zeroes is a valid msghdr: null pointers with lengths of zero.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_name = (&raw mut address).cast();
@@ -349,11 +334,7 @@ fn send_message(
     }
     // SAFETY: every pointer in `header` is to something live, readable for the length beside it.
     let sent = unsafe {
-        libc::sendmsg(
-            fd.as_raw_fd(),
-            &raw const header,
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-        )
+        libc::sendmsg(fd.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
     };
     if sent < 0 { Err(last_errno()) } else { Ok(()) }
 }
@@ -379,11 +360,7 @@ pub(super) fn set_filter(socket: &Socket, kind: u8) -> std::io::Result<()> {
             (words * size_of::<u32>()) as libc::socklen_t,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(std::io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 fn last_errno() -> Errno {
@@ -456,9 +433,7 @@ impl From<SocketAddr> for Address {
                 empty.v4 = libc::sockaddr_in {
                     sin_family: libc::AF_INET as libc::sa_family_t,
                     sin_port: v4.port().to_be(),
-                    sin_addr: libc::in_addr {
-                        s_addr: u32::from_ne_bytes(v4.ip().octets()),
-                    },
+                    sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
                     sin_zero: [0; 8],
                 };
                 empty
@@ -468,9 +443,7 @@ impl From<SocketAddr> for Address {
                     sin6_family: libc::AF_INET6 as libc::sa_family_t,
                     sin6_port: v6.port().to_be(),
                     sin6_flowinfo: v6.flowinfo(),
-                    sin6_addr: libc::in6_addr {
-                        s6_addr: v6.ip().octets(),
-                    },
+                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
                     sin6_scope_id: v6.scope_id(),
                 },
             },
@@ -498,10 +471,7 @@ mod tests {
             assert_eq!(raw.read(raw.length() as usize), Some(address), "{text}");
         }
         assert_eq!(Address::EMPTY.read(28), None);
-        assert_eq!(
-            Address::from("192.0.2.1:53".parse::<SocketAddr>().unwrap()).read(7),
-            None
-        );
+        assert_eq!(Address::from("192.0.2.1:53".parse::<SocketAddr>().unwrap()).read(7), None);
     }
 
     #[test]

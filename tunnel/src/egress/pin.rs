@@ -43,10 +43,7 @@ impl Pin {
         if is_mapped(destination) || self.source.is_some_and(is_mapped) {
             return Err(EgressError::Mapped);
         }
-        if self
-            .source
-            .is_some_and(|source| source.is_ipv4() != destination.is_ipv4())
-        {
+        if self.source.is_some_and(|source| source.is_ipv4() != destination.is_ipv4()) {
             return Err(EgressError::Versions);
         }
         let domain = match destination {
@@ -64,9 +61,7 @@ impl Pin {
         }
         if let Some(device) = self.device.and_then(NonZeroU32::new) {
             // One option for both IP versions.
-            socket
-                .bind_device_by_index_v4(Some(device))
-                .map_err(at(Call::Device))?;
+            socket.bind_device_by_index_v4(Some(device)).map_err(at(Call::Device))?;
         }
         Ok(socket)
     }
@@ -78,9 +73,7 @@ impl Pin {
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let source = self.source.unwrap_or(any);
-        socket
-            .bind(&self.scoped(SocketAddr::new(source, 0)).into())
-            .map_err(at(Call::Bind))
+        socket.bind(&self.scoped(SocketAddr::new(source, 0)).into()).map_err(at(Call::Bind))
     }
 
     /// Binds to the source alone and leaves the port to `connect()`, which then may use a
@@ -151,11 +144,7 @@ pub(crate) fn set_option(
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Wraps the error of one step.
@@ -193,10 +182,7 @@ mod tests {
         for (address, expected) in cases {
             assert_eq!(is_scoped(address.parse().unwrap()), expected, "{address}");
         }
-        let pin = Pin {
-            device: Some(7),
-            ..Pin::default()
-        };
+        let pin = Pin { device: Some(7), ..Pin::default() };
         #[rustfmt::skip]
         let cases = [
             ("[fe80::1]:80", "[fe80::1%7]:80"),

@@ -23,8 +23,7 @@ impl<D: Device> Sink for Sockets<D> {
     fn to_app(&mut self, max: usize, meta: Meta, write: impl FnOnce(&mut [u8]) -> usize) {
         let port = &mut self.port;
         let length = write(&mut port.buffer[..max]);
-        let offload =
-            TxOffload { gso_size: meta.segment, checksum_partial: meta.partial_checksum };
+        let offload = TxOffload { gso_size: meta.segment, checksum_partial: meta.partial_checksum };
         if port.device.write(&port.buffer[..length], offload).is_err() {
             port.device_errors += 1;
         }

@@ -95,16 +95,9 @@ mod tests {
     use std::net::{IpAddr, TcpListener};
 
     fn wait(stream: &Stream, events: PollFlags) {
-        let timeout = Timespec {
-            tv_sec: 5,
-            tv_nsec: 0,
-        };
+        let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
         let mut fds = [PollFd::new(stream, events)];
-        assert_eq!(
-            poll(&mut fds, Some(&timeout)).unwrap(),
-            1,
-            "nothing within 5 s"
-        );
+        assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "nothing within 5 s");
     }
 
     fn loopback(address: &str) -> Pin {
@@ -144,15 +137,9 @@ mod tests {
     fn refused() {
         namespace::alone(|| {
             for address in ["127.0.0.1", "::1"] {
-                let closed = TcpListener::bind((address, 0))
-                    .unwrap()
-                    .local_addr()
-                    .unwrap();
+                let closed = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap();
                 let errno = match connect(closed, &loopback(address)) {
-                    Err(EgressError::Call {
-                        call: Call::Connect,
-                        errno,
-                    }) => errno,
+                    Err(EgressError::Call { call: Call::Connect, errno }) => errno,
                     Err(other) => panic!("{address}: {other}"),
                     Ok(stream) => {
                         wait(&stream, PollFlags::OUT);
@@ -180,27 +167,18 @@ mod tests {
     #[test]
     fn refuses_before_any_packet() {
         let mapped: SocketAddr = "[::ffff:127.0.0.1]:9".parse().unwrap();
-        assert_eq!(
-            connect(mapped, &Pin::default()).unwrap_err(),
-            EgressError::Mapped
-        );
+        assert_eq!(connect(mapped, &Pin::default()).unwrap_err(), EgressError::Mapped);
 
         let cases: [(&str, Pin, Call, Failure); 2] = [
             (
                 "a source that is not ours",
-                Pin {
-                    source: Some(IpAddr::from([203, 0, 113, 1])),
-                    ..Pin::default()
-                },
+                Pin { source: Some(IpAddr::from([203, 0, 113, 1])), ..Pin::default() },
                 Call::Bind,
                 Failure::Exhausted,
             ),
             (
                 "a device that is not there",
-                Pin {
-                    device: Some(0x7fff_fff0),
-                    ..Pin::default()
-                },
+                Pin { device: Some(0x7fff_fff0), ..Pin::default() },
                 Call::Connect,
                 Failure::NetUnreachable,
             ),

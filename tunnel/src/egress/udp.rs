@@ -50,10 +50,7 @@ impl Mapping {
     /// the kernel's choice.
     pub fn open(peer: IpAddr, pin: &Pin) -> Result<Self, EgressError> {
         let socket = MessageSocket::open(peer, Type::DGRAM, Protocol::UDP, pin)?;
-        socket
-            .socket()
-            .set_broadcast(true)
-            .map_err(at(Call::Option))?;
+        socket.socket().set_broadcast(true).map_err(at(Call::Option))?;
         // Kernels before 5.0 have no GRO for sockets and need none.
         let _ = set_option(socket.socket(), libc::SOL_UDP, libc::UDP_GRO, 1);
         pin.bind(socket.socket(), peer)?;
@@ -107,8 +104,7 @@ impl Mapping {
         payload: &[u8],
         dont_fragment: bool,
     ) -> Result<(), Errno> {
-        self.socket
-            .send(to, &[IoSlice::new(payload)], None, dont_fragment)
+        self.socket.send(to, &[IoSlice::new(payload)], None, dont_fragment)
     }
 
     fn send_segments(
@@ -158,10 +154,7 @@ mod tests {
     use std::net::UdpSocket;
 
     fn ready(mapping: &Mapping) -> bool {
-        let timeout = Timespec {
-            tv_sec: 5,
-            tv_nsec: 0,
-        };
+        let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
         poll(&mut [PollFd::new(mapping, PollFlags::IN)], Some(&timeout)).unwrap() == 1
     }
 
@@ -182,9 +175,7 @@ mod tests {
             let mut ports = Vec::new();
             for payload in [&b"first"[..], b"", b"third"] {
                 let far = UdpSocket::bind((address, 0)).unwrap();
-                mapping
-                    .send(far.local_addr().unwrap(), payload, None, true)
-                    .unwrap();
+                mapping.send(far.local_addr().unwrap(), payload, None, true).unwrap();
                 let mut buf = [0; 64];
                 let (len, from) = far.recv_from(&mut buf).unwrap();
                 assert_eq!(&buf[..len], payload);
@@ -194,14 +185,7 @@ mod tests {
                 assert!(ready(&mapping));
                 let received = mapping.recv(&mut buf).unwrap();
                 let from = far.local_addr().unwrap();
-                assert_eq!(
-                    received,
-                    Received {
-                        len: 6,
-                        from,
-                        segment: None
-                    }
-                );
+                assert_eq!(received, Received { len: 6, from, segment: None });
                 assert_eq!(mapping.recv(&mut buf), Err(Errno::AGAIN));
             }
             ports.dedup();
@@ -220,14 +204,7 @@ mod tests {
             let mut buf = vec![0; 65_535];
             assert!(ready(&far));
             let received = far.recv(&mut buf).unwrap();
-            assert_eq!(
-                received,
-                Received {
-                    len: 30_500,
-                    from,
-                    segment: Some(1000)
-                }
-            );
+            assert_eq!(received, Received { len: 30_500, from, segment: Some(1000) });
             assert_eq!(buf[..30_500], payload);
 
             // More than 64 segments, and sizes that are no super-datagram at all.
@@ -254,13 +231,10 @@ mod tests {
                 for peer in closed {
                     mapping.send(peer, b"anyone?", None, true).unwrap();
                     // The pending error is not this peer's.
-                    mapping
-                        .send(far.local_addr().unwrap(), b"hello", None, true)
-                        .unwrap();
+                    mapping.send(far.local_addr().unwrap(), b"hello", None, true).unwrap();
                     assert_eq!(far.recv(&mut [0; 16]).unwrap(), 5);
                 }
-                far.send_to(b"hello", mapping.local_addr().unwrap())
-                    .unwrap();
+                far.send_to(b"hello", mapping.local_addr().unwrap()).unwrap();
                 let mut buf = [0; 64];
                 assert_eq!(mapping.recv(&mut buf).unwrap().len, 5);
                 for peer in closed {
@@ -278,8 +252,7 @@ mod tests {
     fn too_long_for_the_buffer() {
         let mut near = open("127.0.0.1");
         let far = open("127.0.0.1");
-        near.send(far.local_addr().unwrap(), &[0; 100], None, false)
-            .unwrap();
+        near.send(far.local_addr().unwrap(), &[0; 100], None, false).unwrap();
         assert!(ready(&far));
         assert_eq!(far.recv(&mut [0; 50]), Err(Errno::MSGSIZE));
     }
@@ -334,11 +307,7 @@ mod tests {
                     IpAddr::V4(_) => "192.0.2.2".parse().unwrap(),
                     IpAddr::V6(_) => "2001:db8::2".parse().unwrap(),
                 };
-                let pin = Pin {
-                    source: Some(source),
-                    device,
-                    mark: None,
-                };
+                let pin = Pin { source: Some(source), device, mark: None };
                 let mut mapping = Mapping::open(to, &pin).unwrap();
                 let to = SocketAddr::new(to, 7);
                 let sent = mapping.send(to, &vec![0; len], segment, dont_fragment);
@@ -393,9 +362,8 @@ mod tests {
                     let peer = SocketAddr::new(peer, 7000);
                     mapping.send(peer, b"anyone?", None, true).unwrap();
                     answer_with_error(&mapping, &mut tun, kind, code);
-                    let error = mapping
-                        .error()
-                        .unwrap_or_else(|| panic!("{kind}/{code}: no record"));
+                    let error =
+                        mapping.error().unwrap_or_else(|| panic!("{kind}/{code}: no record"));
                     assert_eq!(error.destination, peer, "{kind}/{code}");
                     assert_eq!(error.failure, expected, "{kind}/{code}");
                     assert_eq!((error.icmp.kind, error.icmp.code), (kind, code));
@@ -410,16 +378,9 @@ mod tests {
     fn answer_with_error(mapping: &Mapping, tun: &mut Tun, kind: u8, code: u8) {
         let mut packet = vec![0; MAX_PACKET];
         let len = loop {
-            let timeout = Timespec {
-                tv_sec: 5,
-                tv_nsec: 0,
-            };
+            let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
             let mut fds = [PollFd::from_borrowed_fd(tun.as_fd(), PollFlags::IN)];
-            assert_eq!(
-                poll(&mut fds, Some(&timeout)).unwrap(),
-                1,
-                "no datagram within 5 s"
-            );
+            assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "no datagram within 5 s");
             let (len, _) = tun.read(&mut packet).unwrap();
             let header = if packet[0] >> 4 == 4 { 20 } else { 40 };
             if packet[header + 2..header + 4] == 7000_u16.to_be_bytes() {
@@ -430,15 +391,8 @@ mod tests {
         tun.write(&error, TxOffload::default()).unwrap();
         // Usually there by now, but the kernel may leave it to another thread.
         let mut fds = [PollFd::new(mapping, PollFlags::ERR)];
-        let timeout = Timespec {
-            tv_sec: 5,
-            tv_nsec: 0,
-        };
-        assert_eq!(
-            poll(&mut fds, Some(&timeout)).unwrap(),
-            1,
-            "no error within 5 s"
-        );
+        let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
+        assert_eq!(poll(&mut fds, Some(&timeout)).unwrap(), 1, "no error within 5 s");
     }
 
     #[test]
@@ -463,11 +417,7 @@ mod tests {
                 }
                 receives += start.elapsed() / count;
             }
-            println!(
-                "{len}: send {:?}, recv {:?}",
-                sends / 2_000,
-                receives / 2_000
-            );
+            println!("{len}: send {:?}, recv {:?}", sends / 2_000, receives / 2_000);
         }
     }
 }

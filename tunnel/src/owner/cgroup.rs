@@ -102,10 +102,7 @@ impl Mount {
         }
         let mut fields = mount.split(' ').skip(3);
         let (root, point) = (fields.next()?, fields.next()?);
-        Some(Self {
-            point: unescape(point).into(),
-            root: unescape(root),
-        })
+        Some(Self { point: unescape(point).into(), root: unescape(root) })
     }
 }
 
@@ -137,12 +134,8 @@ mod tests {
 
     #[test]
     fn mount_table() {
-        let mount = |point: &str, root: &str| {
-            Some(Mount {
-                point: point.into(),
-                root: root.into(),
-            })
-        };
+        let mount =
+            |point: &str, root: &str| Some(Mount { point: point.into(), root: root.into() });
         #[rustfmt::skip]
         let cases = [
             ("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate", mount("/sys/fs/cgroup", "/")),

@@ -24,23 +24,13 @@ impl Compiler<'_> {
         let position = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
         let first_clause = position(lowered.clauses.len());
         let mut name = None;
-        let mut row = Row {
-            rule,
-            protocol: None,
-            terms: Vec::with_capacity(clauses.len()),
-        };
+        let mut row = Row { rule, protocol: None, terms: Vec::with_capacity(clauses.len()) };
         // The list over two dimensions, if it is not negated: one row for each.
         let mut either: Option<[Term; 2]> = None;
         for clause in clauses {
             let test = match &clause.value {
                 Clause::Id(id) => {
-                    name = self.id(
-                        Site {
-                            source,
-                            span: id.span,
-                        },
-                        &id.value,
-                    );
+                    name = self.id(Site { source, span: id.span }, &id.value);
                     continue;
                 }
                 Clause::Protocol(protocol) => {
@@ -54,13 +44,7 @@ impl Compiler<'_> {
                     Test::Always
                 }
                 Clause::Via(via) => {
-                    self.way_out(
-                        Site {
-                            source,
-                            span: via.span,
-                        },
-                        &via.value,
-                    );
+                    self.way_out(Site { source, span: via.span }, &via.value);
                     Test::Always
                 }
                 Clause::Egress(list) => {
@@ -71,10 +55,7 @@ impl Compiler<'_> {
                         Ok(both) => row.terms.extend(both),
                         Err(one) => row.terms.extend(one),
                     }
-                    Test::Lists {
-                        dimensions,
-                        not: list.not,
-                    }
+                    Test::Lists { dimensions, not: list.not }
                 }
                 Clause::From(_)
                 | Clause::Client(_)
@@ -87,29 +68,19 @@ impl Compiler<'_> {
                 | Clause::Protected => match self.list(source, clause, lowered) {
                     Some(term) => {
                         row.terms.push(term);
-                        Test::Lists {
-                            dimensions: term.dimension.mask(),
-                            not: term.not,
-                        }
+                        Test::Lists { dimensions: term.dimension.mask(), not: term.not }
                     }
                     None => Test::Always,
                 },
             };
-            lowered.clauses.push(ClauseEntry {
-                span: clause.span,
-                test,
-            });
+            lowered.clauses.push(ClauseEntry { span: clause.span, test });
         }
         match either {
             Some(both) => {
                 for term in both {
                     let mut terms = row.terms.clone();
                     terms.push(term);
-                    lowered.rows.push(Row {
-                        rule,
-                        protocol: row.protocol,
-                        terms,
-                    });
+                    lowered.rows.push(Row { rule, protocol: row.protocol, terms });
                 }
             }
             None => lowered.rows.push(row),
@@ -120,10 +91,7 @@ impl Compiler<'_> {
         lowered.rules.push(RuleEntry {
             verdict,
             name,
-            site: Site {
-                source,
-                span: line.span,
-            },
+            site: Site { source, span: line.span },
             line: line.number,
             clauses: first_clause..position(lowered.clauses.len()),
         });
@@ -136,39 +104,21 @@ impl Compiler<'_> {
         clause: &Spanned<Clause>,
         lowered: &mut Lowered,
     ) -> Option<Term> {
-        let site = Site {
-            source,
-            span: clause.span,
-        };
+        let site = Site { source, span: clause.span };
         let (dimension, not, key) = match &clause.value {
-            Clause::From(list) => (
-                Dimension::Source,
-                list.not,
-                self.addresses(source, "from", list),
-            ),
-            Clause::Client(list) => (
-                Dimension::Client,
-                list.not,
-                self.addresses(source, "client", list),
-            ),
-            Clause::To(list) => (
-                Dimension::Destination,
-                list.not,
-                self.addresses(source, "to", list),
-            ),
+            Clause::From(list) => {
+                (Dimension::Source, list.not, self.addresses(source, "from", list))
+            }
+            Clause::Client(list) => {
+                (Dimension::Client, list.not, self.addresses(source, "client", list))
+            }
+            Clause::To(list) => {
+                (Dimension::Destination, list.not, self.addresses(source, "to", list))
+            }
             Clause::Port(list) => {
                 let ports = list.items.iter().map(|item| item.value);
-                let narrow = ports
-                    .map(|p| (u32::from(p.first), u32::from(p.last)))
-                    .collect();
-                (
-                    Dimension::Port,
-                    list.not,
-                    own(Members {
-                        narrow,
-                        ..Members::default()
-                    }),
-                )
+                let narrow = ports.map(|p| (u32::from(p.first), u32::from(p.last))).collect();
+                (Dimension::Port, list.not, own(Members { narrow, ..Members::default() }))
             }
             Clause::User(list) => (Dimension::Uid, list.not, self.users(source, list)),
             Clause::Cgroup(list) => (Dimension::Cgroup, list.not, self.names.cgroup_list(list)),
@@ -188,11 +138,7 @@ impl Compiler<'_> {
                 return None;
             }
         };
-        Some(Term {
-            dimension,
-            not,
-            unit: lowered.unit(dimension, key, &self.sets),
-        })
+        Some(Term { dimension, not, unit: lowered.unit(dimension, key, &self.sets) })
     }
 
     pub(super) fn egress(
@@ -208,10 +154,7 @@ impl Compiler<'_> {
                 EgressItem::Any => addresses.own.add(&Members::all_addresses()),
                 EgressItem::Prefix(prefix) => addresses.own.add_prefix(*prefix),
                 EgressItem::Set(name) => {
-                    let site = Site {
-                        source,
-                        span: item.span,
-                    };
+                    let site = Site { source, span: item.span };
                     addresses.sets.extend(self.set("egress", site, name));
                 }
                 EgressItem::Device(device) => {
@@ -227,20 +170,12 @@ impl Compiler<'_> {
         if by_address || devices.narrow.is_empty() {
             let dimension = Dimension::EgressAddress;
             let unit = lowered.unit(dimension, addresses, &self.sets);
-            terms.push(Term {
-                dimension,
-                not,
-                unit,
-            });
+            terms.push(Term { dimension, not, unit });
         }
         if !devices.narrow.is_empty() {
             let dimension = Dimension::EgressDevice;
             let unit = lowered.unit(dimension, own(devices), &self.sets);
-            terms.push(Term {
-                dimension,
-                not,
-                unit,
-            });
+            terms.push(Term { dimension, not, unit });
         }
         terms
     }
@@ -253,21 +188,13 @@ impl Compiler<'_> {
     ) -> UnitKey {
         let mut key = UnitKey::default();
         let only_domains = !list.items.is_empty()
-            && list
-                .items
-                .iter()
-                .all(|item| matches!(item.value, AddressItem::Domain(_)));
+            && list.items.iter().all(|item| matches!(item.value, AddressItem::Domain(_)));
         for item in &list.items {
-            let site = Site {
-                source,
-                span: item.span,
-            };
+            let site = Site { source, span: item.span };
             match &item.value {
                 AddressItem::Any => key.own.add(&Members::all_addresses()),
                 AddressItem::Multicast => {
-                    item::multicast()
-                        .into_iter()
-                        .for_each(|prefix| key.own.add_prefix(prefix));
+                    item::multicast().into_iter().for_each(|prefix| key.own.add_prefix(prefix));
                 }
                 AddressItem::Broadcast => key.own.narrow.push((u32::MAX, u32::MAX)),
                 AddressItem::Prefix(prefix) => key.own.add_prefix(*prefix),
@@ -356,10 +283,7 @@ impl Compiler<'_> {
                 UserItem::Uid(uid) => members.narrow.push((*uid, *uid)),
                 UserItem::Unknown => members.unknown = true,
                 UserItem::Name(name) => {
-                    let site = Site {
-                        source,
-                        span: item.span,
-                    };
+                    let site = Site { source, span: item.span };
                     let uid = self.uid(site, name);
                     members.narrow.extend(uid.map(|uid| (uid, uid)));
                 }
@@ -371,10 +295,7 @@ impl Compiler<'_> {
     pub(super) fn uid(&mut self, site: Site, name: &Name) -> Option<u32> {
         let uid = match self.users.get(name) {
             Some(uid) => *uid,
-            None => *self
-                .users
-                .entry(name.clone())
-                .or_insert(self.environment.uid(name)),
+            None => *self.users.entry(name.clone()).or_insert(self.environment.uid(name)),
         };
         if uid.is_none() {
             unknown_user(self.findings, site, name);
@@ -385,11 +306,7 @@ impl Compiler<'_> {
     pub(super) fn id(&mut self, site: Site, id: &Name) -> Option<Name> {
         if let Some(first) = self.ids.get(id) {
             self.findings
-                .error(
-                    code::DUPLICATE_ID,
-                    site,
-                    format!("a second `id` {}", quoted(id)),
-                )
+                .error(code::DUPLICATE_ID, site, format!("a second `id` {}", quoted(id)))
                 .related(*first, "the first one")
                 .help("an id names one rule over all files");
             return None;

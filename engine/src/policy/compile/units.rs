@@ -66,10 +66,7 @@ impl Names {
         let mut open: Vec<usize> = Vec::new();
         self.cgroup_ends = vec![0; paths.len()];
         for (at, path) in paths.iter().enumerate() {
-            while open
-                .last()
-                .is_some_and(|above| !is_below(paths[*above], path))
-            {
+            while open.last().is_some_and(|above| !is_below(paths[*above], path)) {
                 open.pop();
             }
             open.push(at);
@@ -87,9 +84,7 @@ impl Names {
                 CgroupItem::Unknown => members.unknown = true,
                 CgroupItem::Path(path) => {
                     if let Some(number) = self.cgroups.get(path) {
-                        members
-                            .narrow
-                            .push((*number, self.cgroup_ends[*number as usize]));
+                        members.narrow.push((*number, self.cgroup_ends[*number as usize]));
                     }
                 }
             }
@@ -100,8 +95,7 @@ impl Names {
 
 /// Whether `path` is `above` or lies below it.
 fn is_below(above: &str, path: &str) -> bool {
-    path.strip_prefix(above)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 impl UnitKey {
@@ -114,10 +108,7 @@ impl UnitKey {
 
 /// A list without sets.
 pub(super) fn own(members: Members) -> UnitKey {
-    let mut key = UnitKey {
-        sets: Vec::new(),
-        own: members,
-    };
+    let mut key = UnitKey { sets: Vec::new(), own: members };
     key.normalise();
     key
 }
@@ -134,9 +125,7 @@ impl Lowered {
             [one] if key.own == Members::default() => Rc::clone(&sets[*one].members),
             several => {
                 let mut members = key.own.clone();
-                several
-                    .iter()
-                    .for_each(|set| members.add(&sets[*set].members));
+                several.iter().for_each(|set| members.add(&sets[*set].members));
                 members.normalise();
                 Rc::new(members)
             }

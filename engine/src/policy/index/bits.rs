@@ -44,28 +44,20 @@ impl Heads<'_> {
     #[inline]
     pub(super) fn summary(&self, rows: usize) -> u64 {
         let all = ones(rows.div_ceil(64));
-        self.lists[..self.len]
-            .iter()
-            .fold(all, |summary, list| summary & list[0].summary)
+        self.lists[..self.len].iter().fold(all, |summary, list| summary & list[0].summary)
     }
 
     #[inline]
     pub(super) fn word(&self, word: u32, rows: usize) -> u64 {
         let all = ones(rows - (word as usize * 64).min(rows));
         let lists = self.lists[..self.len].iter().zip(&self.words);
-        lists.fold(all, |common, (list, words)| {
-            common & list[0].word(words, word)
-        })
+        lists.fold(all, |common, (list, words)| common & list[0].word(words, word))
     }
 }
 
 /// The lowest `count` bits, at most 64.
 fn ones(count: usize) -> u64 {
-    if count >= 64 {
-        u64::MAX
-    } else {
-        (1 << count) - 1
-    }
+    if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
 /// Rows of a chunk: a summary word of 64 words.
@@ -104,11 +96,7 @@ impl Entry {
 impl Default for Bits {
     fn default() -> Self {
         let empty = 0..0;
-        Self {
-            entries: Vec::new(),
-            words: Vec::new(),
-            classes: vec![empty],
-        }
+        Self { entries: Vec::new(), words: Vec::new(), classes: vec![empty] }
     }
 }
 
@@ -161,15 +149,10 @@ impl Bits {
                 self.words.push(*bits);
             }
             if summary != 0 {
-                self.entries.push(Entry {
-                    chunk,
-                    first_word,
-                    summary,
-                });
+                self.entries.push(Entry { chunk, first_word, summary });
             }
         }
-        self.entries
-            .extend_from_within(base.start as usize..base.end as usize);
+        self.entries.extend_from_within(base.start as usize..base.end as usize);
         if self.heap_bytes() > LIMIT {
             return Err(TooLarge);
         }

@@ -31,9 +31,8 @@ impl Table {
         table.narrow = table.sweep(&mut seen, units, rows, |members| &members.narrow)?;
         table.wide = table.sweep(&mut seen, units, rows, |members| &members.wide)?;
         table.unknown = table.union(units, rows, |members| members.unknown)?;
-        table.possible_narrow = table.union(units, rows, |members| {
-            !members.narrow.is_empty() || members.unknown
-        })?;
+        table.possible_narrow =
+            table.union(units, rows, |members| !members.narrow.is_empty() || members.unknown)?;
         table.possible_wide = table.union(units, rows, |members| !members.wide.is_empty())?;
         Ok(table)
     }
@@ -48,10 +47,7 @@ impl Table {
         rows: &[Vec<u32>],
         intervals: impl Fn(&Members) -> &[Interval<K>],
     ) -> Result<Map<K>, TooLarge> {
-        let count = units
-            .iter()
-            .map(|unit| intervals(unit).len())
-            .sum::<usize>();
+        let count = units.iter().map(|unit| intervals(unit).len()).sum::<usize>();
         let mut ends: Vec<(K, u32)> = Vec::with_capacity(2 * count);
         for (unit, members) in (0..).zip(units) {
             for (first, last) in intervals(members) {
@@ -72,11 +68,7 @@ impl Table {
                 let held = &mut held[*unit as usize];
                 *held = !*held;
                 let key = unit_key(*unit);
-                sum = if *held {
-                    sum.wrapping_add(key)
-                } else {
-                    sum.wrapping_sub(key)
-                };
+                sum = if *held { sum.wrapping_add(key) } else { sum.wrapping_sub(key) };
             }
             class = match seen.get(&sum) {
                 Some(class) => *class,
@@ -106,11 +98,7 @@ impl Table {
         for (_, rows) in units.iter().zip(rows).filter(|(members, _)| of(members)) {
             all.extend_from_slice(rows);
         }
-        if all.is_empty() {
-            Ok(EMPTY)
-        } else {
-            self.bits.toggled(EMPTY, &mut all)
-        }
+        if all.is_empty() { Ok(EMPTY) } else { self.bits.toggled(EMPTY, &mut all) }
     }
 }
 
@@ -141,12 +129,7 @@ pub(super) struct Map<K> {
 
 impl<K> Default for Map<K> {
     fn default() -> Self {
-        Self {
-            starts: Vec::new(),
-            classes: Vec::new(),
-            top: Vec::new(),
-            shift: 0,
-        }
+        Self { starts: Vec::new(), classes: Vec::new(), top: Vec::new(), shift: 0 }
     }
 }
 
@@ -174,11 +157,7 @@ impl<K: Key> Map<K> {
         let mut at = 0;
         self.top = Vec::with_capacity((1 << bits) + 1);
         for bucket in 0..=1_usize << bits {
-            while self
-                .starts
-                .get(at)
-                .is_some_and(|start| start.top(self.shift) < bucket)
-            {
+            while self.starts.get(at).is_some_and(|start| start.top(self.shift) < bucket) {
                 at += 1;
             }
             self.top.push(u32::try_from(at).unwrap_or(u32::MAX));

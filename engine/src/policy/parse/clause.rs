@@ -33,11 +33,7 @@ impl Parser<'_, '_> {
                 continue;
             };
             self.at += 1;
-            let key = if protocol(known).is_some() {
-                "tcp"
-            } else {
-                known
-            };
+            let key = if protocol(known).is_some() { "tcp" } else { known };
             if seen.contains(&key) {
                 self.repeated(token, word);
             }
@@ -45,10 +41,7 @@ impl Parser<'_, '_> {
             self.allowed(token, known, context);
             if let Some(value) = self.clause(known) {
                 let last = self.tokens[self.at - 1].span;
-                clauses.push(Spanned {
-                    value,
-                    span: token.span.to(last),
-                });
+                clauses.push(Spanned { value, span: token.span.to(last) });
             }
         }
         self.ports_need_a_transport(&clauses);
@@ -92,11 +85,7 @@ impl Parser<'_, '_> {
         }
         if context != Context::Allow && word == "protected" {
             self.findings
-                .error(
-                    code::CLAUSE_NOT_ALLOWED,
-                    site,
-                    "only `allow` can be `protected`",
-                )
+                .error(code::CLAUSE_NOT_ALLOWED, site, "only `allow` can be `protected`")
                 .help("it keeps an allowed flow over path changes and reloads");
         }
     }
@@ -169,9 +158,7 @@ impl Parser<'_, '_> {
                 let word = quoted(token.span.of(self.text));
                 self.findings
                     .error(code::BAD_ITEM, site, format!("{word} is only for `to`"))
-                    .help(format!(
-                        "`{clause}` takes addresses, prefixes, sets and `any`"
-                    ));
+                    .help(format!("`{clause}` takes addresses, prefixes, sets and `any`"));
                 return None;
             }
         }
@@ -196,8 +183,7 @@ impl Parser<'_, '_> {
         if item::looks_like_address(&word) {
             return self.prefix(token, &word).map(EgressItem::Prefix);
         }
-        self.checked(token, item::device(&word))
-            .map(EgressItem::Device)
+        self.checked(token, item::device(&word)).map(EgressItem::Device)
     }
 
     pub(super) fn ports(&mut self, token: Token) -> Option<Ports> {
@@ -217,18 +203,13 @@ impl Parser<'_, '_> {
                 None => {
                     let site = self.site(token.span);
                     self.findings
-                        .error(
-                            code::BAD_ITEM,
-                            site,
-                            format!("{} is not a uid", quoted(&word)),
-                        )
+                        .error(code::BAD_ITEM, site, format!("{} is not a uid", quoted(&word)))
                         .help("a uid is at most 4294967294");
                     None
                 }
             };
         }
-        self.checked(token, item::user_name(&word))
-            .map(|name| UserItem::Name(name.into()))
+        self.checked(token, item::user_name(&word)).map(|name| UserItem::Name(name.into()))
     }
 
     pub(super) fn app(&mut self, token: Token) -> Option<AppItem> {
@@ -252,11 +233,7 @@ impl Parser<'_, '_> {
         if &*name.value == "default" {
             let site = self.site(name.span);
             self.findings
-                .error(
-                    code::BAD_NAME,
-                    site,
-                    "`default` is the name of the default verdict",
-                )
+                .error(code::BAD_NAME, site, "`default` is the name of the default verdict")
                 .help("give the rule another name");
             return None;
         }

@@ -44,10 +44,7 @@ impl<'t> Parser<'t, '_> {
                     comma = None;
                     self.at += 1;
                     if let Some(value) = item(self, token) {
-                        items.push(Spanned {
-                            value,
-                            span: token.span,
-                        });
+                        items.push(Spanned { value, span: token.span });
                     }
                 }
             }
@@ -55,19 +52,11 @@ impl<'t> Parser<'t, '_> {
         if let Some(comma) = comma.filter(|_| any) {
             let site = self.site(comma.span);
             self.findings
-                .error(
-                    code::TRAILING_COMMA,
-                    site,
-                    "no item stands after this comma",
-                )
+                .error(code::TRAILING_COMMA, site, "no item stands after this comma")
                 .help("remove the comma");
         }
         if !any && comma.is_none() {
-            let what = if clause == "a set" {
-                clause.to_owned()
-            } else {
-                format!("`{clause}`")
-            };
+            let what = if clause == "a set" { clause.to_owned() } else { format!("`{clause}`") };
             self.empty(&format!("{what} needs at least one item"));
         }
         List { not, items }
@@ -81,9 +70,7 @@ impl<'t> Parser<'t, '_> {
         let site = self.site(span);
         let finding = self.findings.error(code::MISSING, site, message);
         if let Some(word) = next {
-            finding.help(format!(
-                "`{word}` is a word of the language: as an item, quote it"
-            ));
+            finding.help(format!("`{word}` is a word of the language: as an item, quote it"));
         }
     }
 
@@ -177,24 +164,16 @@ impl<'t> Parser<'t, '_> {
     /// quotes: the name before it was probably forgotten.
     pub(super) fn name(&mut self, what: &str, mistakable: bool) -> Option<Spanned<Name>> {
         let Some(token) = self.peek().filter(|token| token.kind != TokenKind::Equals) else {
-            self.missing(
-                &format!("the name of {what}"),
-                "it stands right after the word",
-            );
+            self.missing(&format!("the name of {what}"), "it stands right after the word");
             return None;
         };
         self.at += 1;
-        let plain = self
-            .bare_at(self.at - 1)
-            .filter(|word| !mistakable || !ends_list(word));
+        let plain = self.bare_at(self.at - 1).filter(|word| !mistakable || !ends_list(word));
         let value = match plain {
             Some(word) => self.checked(token, item::name(word)).map(Name::from),
             None => self.list_name(token),
         }?;
-        Some(Spanned {
-            value,
-            span: token.span,
-        })
+        Some(Spanned { value, span: token.span })
     }
 
     pub(super) fn verdict(&mut self, form: &str) -> Option<Spanned<Verdict>> {
@@ -209,11 +188,7 @@ impl<'t> Parser<'t, '_> {
                 let site = self.site(token.span);
                 let near = nearest(word, ["allow", "block", "drop"]);
                 self.findings
-                    .error(
-                        code::UNEXPECTED,
-                        site,
-                        format!("{} is no verdict", quoted(word)),
-                    )
+                    .error(code::UNEXPECTED, site, format!("{} is no verdict", quoted(word)))
                     .help(match near {
                         Some(near) => format!("did you mean `{near}`?"),
                         None => "`allow`, `block` or `drop`".to_owned(),
@@ -221,10 +196,7 @@ impl<'t> Parser<'t, '_> {
                 return None;
             }
         };
-        Some(Spanned {
-            value,
-            span: token.span,
-        })
+        Some(Spanned { value, span: token.span })
     }
 
     /// The next token, whatever it is, or a fault that it is missing.
@@ -242,9 +214,7 @@ impl<'t> Parser<'t, '_> {
             Ok(value) => Some(value),
             Err(error) => {
                 let site = self.site(token.span);
-                self.findings
-                    .error(error.code, site, error.message)
-                    .maybe_help(error.help);
+                self.findings.error(error.code, site, error.message).maybe_help(error.help);
                 None
             }
         }
@@ -269,19 +239,13 @@ impl<'t> Parser<'t, '_> {
         let word = quoted(token.span.of(self.text));
         let site = self.site(token.span);
         self.findings
-            .error(
-                code::UNEXPECTED,
-                site,
-                format!("{word} is not expected here"),
-            )
+            .error(code::UNEXPECTED, site, format!("{word} is not expected here"))
             .help(form);
     }
 
     pub(super) fn missing(&mut self, what: &str, help: impl Into<String>) {
         let site = self.site(self.peek().map_or(self.end, |token| token.span));
-        self.findings
-            .error(code::MISSING, site, format!("{what} is missing here"))
-            .help(help);
+        self.findings.error(code::MISSING, site, format!("{what} is missing here")).help(help);
     }
 
     pub(super) fn repeated(&mut self, token: Token, word: &str) {
@@ -320,17 +284,11 @@ impl<'t> Parser<'t, '_> {
     }
 
     pub(super) fn bare_at(&self, at: usize) -> Option<&'t str> {
-        let token = self
-            .tokens
-            .get(at)
-            .filter(|token| token.kind == TokenKind::Word)?;
+        let token = self.tokens.get(at).filter(|token| token.kind == TokenKind::Word)?;
         Some(token.span.of(self.text))
     }
 
     pub(super) fn site(&self, span: Span) -> Site {
-        Site {
-            source: self.source,
-            span,
-        }
+        Site { source: self.source, span }
     }
 }
