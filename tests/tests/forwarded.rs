@@ -18,6 +18,7 @@ use engine::policy::{NoEnvironment, Policy, Source, Verdict};
 use engine::{Engine, Instant, Report, Services, Stage};
 use tests::endpoints::TcpServer;
 use tests::endpoints::page::{PAGE, page};
+use tests::endpoints::tcp::source;
 use tests::lab::{Lab, Netns, link, plan};
 use tests::require_root;
 use tunnel::device::{Device, Tun, open_tun};
@@ -27,12 +28,14 @@ use tunnel::source::Routes;
 
 const CLIENT: &str = "10.9.0.2";
 const STRANGER: &str = "10.9.0.3";
+/// Bytes of a download: some rings full.
+const BULK: u64 = 5_000_000;
 
-fn route(text: String, own: Vec<IpAddr>) -> Result<(Driver<Tun>, Receiver<Report>)> {
+fn route(text: String, own: Vec<IpAddr>, offload: bool) -> Result<(Driver<Tun>, Receiver<Report>)> {
     let sources = [Source { name: "router.policy".to_owned(), text }];
     let (policy, _) =
         Policy::load(&sources, &NoEnvironment).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
-    let device = Tun::adopt(open_tun("tunneld0", true, false)?)?;
+    let device = Tun::adopt(open_tun("tunneld0", offload, false)?)?;
     let config = engine::Config {
         mtu: 1500,
         offload: device.offload(),
@@ -60,6 +63,17 @@ fn route(text: String, own: Vec<IpAddr>) -> Result<(Driver<Tun>, Receiver<Report
 #[test]
 fn from_is_the_client_and_egress_the_uplink() -> Result<()> {
     require_root!();
+    with_a_router(true)
+}
+
+/// Without super-packets and partial sums every packet is whole, summed and of the MTU.
+#[test]
+fn a_device_without_offloads_carries_the_same() -> Result<()> {
+    require_root!();
+    with_a_router(false)
+}
+
+fn with_a_router(offload: bool) -> Result<()> {
     let lab = Lab::new()?;
     let client = Netns::new("client")?;
     link(&lab.host, "down0", &client, "eth0", plan::MTU)?;
@@ -81,7 +95,7 @@ fn from_is_the_client_and_egress_the_uplink() -> Result<()> {
     );
     let (started, handle) = channel::<Result<Handle>>();
     let (reported, reports) = channel();
-    let shard = lab.host.spawn(move || match route(policy, vec![plan::HOST4]) {
+    let shard = lab.host.spawn(move || match route(policy, vec![plan::HOST4], offload) {
         Ok((driver, reports)) => {
             let _ = reported.send(reports);
             let _ = started.send(Ok(driver.handle()));
@@ -104,9 +118,17 @@ fn from_is_the_client_and_egress_the_uplink() -> Result<()> {
         client.command("curl").args(["-sS", "--max-time", "5", "--interface", address, &url]).run()
     };
     let allowed = fetch(CLIENT)?;
+    let bulk = TcpServer::start(&lab.server, 0, source(BULK))?;
+    let size = client
+        .command("curl")
+        .args(["-sS", "--max-time", "10", "--http0.9", "-o", "/dev/null"])
+        .args(["-w", "%{size_download}", "--interface", CLIENT])
+        .args([format!("http://{}:{}/", plan::GOOD4, bulk.port())])
+        .run()?;
     let blocked = fetch(STRANGER)?;
     handle.stop();
     shard.join().map_err(|_| anyhow::anyhow!("the shard panicked"))??;
+    ensure!(size.stdout == BULK.to_string(), "{BULK} bytes expected, seen {size:?}");
     ensure!(allowed.stdout == PAGE, "the page expected, seen {allowed:?}");
     ensure!(blocked.code() == 7, "refused expected, seen {blocked:?}");
 

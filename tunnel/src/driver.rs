@@ -1,7 +1,7 @@
 //! The only loop of a shard: device, engine and far-side sockets on one thread.
 //!
-//! One turn: wait; take up to [`BATCH`] packets of the device; move the bytes of every
-//! flow whose socket or ring is ready, at most [`TURN`] a flow and direction; run timers.
+//! One turn: wait; take up to `BATCH` packets of the device; move the bytes of every
+//! flow whose socket or ring is ready, at most `TURN` a flow and direction; run timers.
 //! Requests of the engine are answered on the spot: a route or owner lookup is a blocking
 //! netlink exchange of a few microseconds, a connect returns at once. Nothing else blocks
 //! but the wait, which lasts until something is due: an idle engine does not wake.
