@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 
 pub mod capture;
 pub mod command;
+pub mod counters;
 pub mod exec;
 pub mod frame;
 pub mod netns;

@@ -287,6 +287,8 @@ impl Executing {
             Ok(text) => Some(serde_json::from_str(&text).with_context(|| text.clone())?),
             Err(_) => None,
         };
+        // In every run of the suite.
+        counters.as_ref().map(super::counters::adds_up).transpose()?;
         drop(self.scratch);
         Ok(Outcome { finished, report, counters })
     }
