@@ -127,7 +127,8 @@ pub enum Unsent {
 pub enum Input {
     /// Answers [`Output::Owner`]; `None`: not known.
     Owner(FlowId, Option<Owner>),
-    /// Answers [`Output::Source`].
+    /// Answers [`Output::Source`]; as an error also instead of a connect, where the second
+    /// look at the route found none.
     Source(FlowId, Result<Egress, Unresolved>),
     /// Instead of a connect: the route has changed since [`Input::Source`].
     SourceChanged(FlowId, Egress),
@@ -149,7 +150,7 @@ pub enum Input {
     EchoFailed(FlowId, Failure),
     /// Carrying that flow failed inside this program.
     Broken(FlowId),
-    /// Memory is short: end the open flow that was idle longest.
+    /// Memory is short: end the connection that was idle longest.
     EvictIdle,
     /// End every flow.
     Shutdown,
@@ -324,7 +325,7 @@ impl Engine {
     #[must_use]
     pub fn poll_timeout(&mut self) -> Option<(Instant, &'static str)> {
         let table = &self.table;
-        self.timers.prune(|at, id| table.get(id).is_some_and(|flow| flow.armed == Some(at)));
+        self.timers.prune(|at, id| is_armed(table, at, id));
         let flow = self.timers.next().map(|at| (at, "flow"));
         let fragments = self.reassembler.poll_timeout().map(|at| (at, "fragments"));
         [flow, fragments].into_iter().flatten().min()
@@ -401,8 +402,8 @@ impl Engine {
                 );
                 match parsed {
                     Ok(transport) => {
-                        let packet =
-                            Packet { bytes: &whole, dont_fragment: false, transport, ..*packet };
+                        // Its bytes stay the last piece's, which an ICMP error can quote.
+                        let packet = Packet { dont_fragment: false, transport, ..*packet };
                         // A TCP segment in fragments has no bytes the stack could parse
                         // again; kernels don't send them.
                         if matches!(transport, Transport::Tcp(_)) {
@@ -549,6 +550,8 @@ impl Engine {
         if flow.armed.is_none_or(|armed| at < armed) {
             flow.armed = Some(at);
             self.timers.arm(at, id);
+            let table = &self.table;
+            self.timers.compact(table.len(), |at, id| is_armed(table, at, id));
         }
     }
 
@@ -586,6 +589,11 @@ impl Engine {
             State::Held(_) | State::Answered(_) | State::Datagrams(_) | State::Echo { .. } => {}
         }
     }
+}
+
+/// Whether a timer's entry is its flow's live one.
+fn is_armed(table: &Table, at: Instant, id: FlowId) -> bool {
+    table.get(id).is_some_and(|flow| flow.armed == Some(at))
 }
 
 /// When a flow's state may have to change without anything happening.

@@ -176,6 +176,7 @@ pub(crate) struct SavedDatagram {
 pub(crate) struct SavedEcho {
     pub(crate) sequence: u16,
     pub(crate) payload: Box<[u8]>,
+    pub(crate) dont_fragment: bool,
 }
 
 /// The verdict or a failure is known and what the app may still send gets the same answer.

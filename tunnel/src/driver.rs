@@ -17,7 +17,7 @@ use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
 use engine::{
-    Checksum, Counters, Egress, Engine, Failure, FlowId, Input, Instant, Outcome, Output, Protocol,
+    Checksum, Counters, Egress, Engine, Failure, FlowId, Input, Instant, Output, Protocol,
     Received, Report, RingId, Rings, Unresolved,
 };
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
@@ -210,9 +210,10 @@ impl<D: Device> Driver<D> {
                     self.read_datagrams(tag, now);
                 }
             }
-            if device_ready {
-                self.take_packets(now)?;
-            }
+            // When the app is gone its last packets are all in the device: an empty one proves
+            // that they were taken.
+            let draining = self.handle.state.load(Ordering::Acquire) == DRAIN;
+            let emptied = (device_ready || draining) && self.take_packets(now)?;
             more = self.pump_all(now) || self.sockets.waiting() > 0;
             let now = self.now();
             if self.engine.poll_timeout().is_some_and(|(at, _)| at <= now) {
@@ -224,7 +225,7 @@ impl<D: Device> Driver<D> {
                 DRAIN => {
                     let since = *draining_since.get_or_insert(now);
                     let waited = now.since(since) >= DRAIN_LIMIT;
-                    if waited || !self.engine.is_delivering(now, DRAIN_QUIET) {
+                    if waited || emptied && !self.engine.is_delivering(now, DRAIN_QUIET) {
                         break;
                     }
                 }
@@ -251,25 +252,25 @@ impl<D: Device> Driver<D> {
         let due = self.engine.poll_timeout().map(|(at, _)| at.since(self.now()));
         let due =
             if draining { Some(due.map_or(DRAIN_QUIET, |d| d.min(DRAIN_QUIET))) } else { due };
-        // epoll counts in milliseconds and rounds down; a timer must not fire early.
         due.map(|due| Timespec {
             tv_sec: i64::try_from(due.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(due.subsec_nanos()),
         })
     }
 
-    fn take_packets(&mut self, now: Instant) -> Result<(), DriverError> {
-        let Some(mut buffer) = self.packet.take() else { return Ok(()) };
+    /// Takes a batch of packets; whether the device has no more.
+    fn take_packets(&mut self, now: Instant) -> Result<bool, DriverError> {
+        let Some(mut buffer) = self.packet.take() else { return Ok(true) };
         let result = self.take_batch(&mut buffer, now);
         self.packet = Some(buffer);
         result
     }
 
-    fn take_batch(&mut self, buffer: &mut [u8], now: Instant) -> Result<(), DriverError> {
+    fn take_batch(&mut self, buffer: &mut [u8], now: Instant) -> Result<bool, DriverError> {
         for _ in 0..BATCH {
             let (length, offload) = match self.sockets.device().read(buffer) {
                 Ok(read) => read,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(true),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 // One packet was not one; the next may be.
                 Err(error) if error.kind() == ErrorKind::InvalidData => {
@@ -283,12 +284,11 @@ impl<D: Device> Driver<D> {
                 engine.handle_packet(&buffer[..length], received(offload), now, sockets)
             }));
             match handled {
-                Ok(Outcome::ToEgress) => {}
-                Ok(Outcome::Held | Outcome::ToApp | Outcome::Dropped(_)) => self.answer(now),
+                Ok(_) => self.answer(now),
                 Err(_) => self.totals.panics += 1,
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn read_datagrams(&mut self, tag: Tag, now: Instant) {
@@ -469,7 +469,7 @@ impl<D: Device> Driver<D> {
         match self.routes.lookup(self.query(protocol, far)) {
             Ok(answer) if answer.egress == egress => open(self, answer.device_index),
             Ok(answer) => Some(Input::SourceChanged(id, answer.egress)),
-            Err(error) => Some(Input::Failed(id, error.failure())),
+            Err(error) => Some(Input::Source(id, Err(unresolved(error)))),
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Streams are found by their flow's place in the engine's table, datagram sockets by
 //! their mapping's. Readiness is edge-triggered: a flag is cleared by `EAGAIN`, or by a
-//! short read or write with no end of stream seen before it, which only a new edge ends.
+//! short read or write with no end of stream and no urgent data seen before it, which only
+//! a new edge ends.
 
 pub mod echo;
 pub mod error;
@@ -24,6 +25,7 @@ use std::os::fd::AsFd;
 
 use engine::{Egress, FlowId, Input};
 use rustix::event::epoll;
+use rustix::net::sockopt;
 
 use crate::device::Device;
 use pin::Pin;
@@ -68,11 +70,16 @@ impl<D: Device> Sockets<D> {
             Ok(stream) => stream,
             Err(error) => return Some(Input::Failed(id, error.failure(0))),
         };
+        // Urgent data stops a read short of what there is, without a new edge for the rest.
         let flags = epoll::EventFlags::IN
+            | epoll::EventFlags::PRI
             | epoll::EventFlags::OUT
             | epoll::EventFlags::RDHUP
             | epoll::EventFlags::ET;
-        if let Err(errno) = epoll::add(epoll, &stream, Tag::Stream(id).data(), flags) {
+        // RFC 6093 6: in line, or the urgent byte would be missing from the stream.
+        let added = sockopt::set_socket_oobinline(&stream, true)
+            .and_then(|()| epoll::add(epoll, &stream, Tag::Stream(id).data(), flags));
+        if let Err(errno) = added {
             return Some(Input::Failed(id, error::failure(errno, 0)));
         }
         if self.streams.len() <= id.slot() {

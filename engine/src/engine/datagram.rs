@@ -79,8 +79,8 @@ impl Engine {
             let client = SocketAddr::new(packet.source, echo.ident);
             let destination = SocketAddr::new(packet.destination, 0);
             let facts = self.facts(Protocol::Icmp, client, destination);
-            let saved = SavedEcho { sequence: echo.sequence, payload: echo.payload.into() };
-            return self.hold(key, facts, First::Echoes(vec![saved]), now, sink);
+            let first = First::Echoes(vec![save_echo(packet, echo)]);
+            return self.hold(key, facts, first, now, sink);
         };
         self.table.touch(id, now);
         let Some(flow) = self.table.get_mut(id) else {
@@ -100,7 +100,7 @@ impl Engine {
             State::Held(Held { first: First::Echoes(saved), .. })
                 if saved.len() < HELD_DATAGRAMS =>
             {
-                saved.push(SavedEcho { sequence: echo.sequence, payload: echo.payload.into() });
+                saved.push(save_echo(packet, echo));
                 Outcome::Held
             }
             State::Held(_) => Outcome::Dropped(Dropped::HeldFull),
@@ -145,8 +145,11 @@ impl Engine {
                     {
                         *sequence = saved.sequence;
                     }
-                    let datagram =
-                        Datagram { payload: &saved.payload, segment: None, dont_fragment: false };
+                    let datagram = Datagram {
+                        payload: &saved.payload,
+                        segment: None,
+                        dont_fragment: saved.dont_fragment,
+                    };
                     self.send(id, Way::Echo(id, saved.sequence), datagram, sink);
                     sent += 1;
                 }
@@ -181,14 +184,23 @@ impl Engine {
         let (client, destination) = (flow.facts.client(), flow.facts.destination());
         let offload = self.config.offload;
         let step = segment.filter(|&s| s > 0 && usize::from(s) < payload.len());
+        // A service may answer over IPv6 a client that asked over IPv4, whose datagrams
+        // are shorter.
+        let counted = if client.is_ipv4() { ip_header(client.ip()) } else { 0 };
+        let fits = |length: usize| counted + UDP_HEADER + length <= LARGEST;
         match step {
             // A device that takes no super-datagrams cuts nothing for us.
-            Some(step) if !self.config.udp_offload => {
+            Some(step) if !self.config.udp_offload || !fits(payload.len()) => {
                 for datagram in payload.chunks(usize::from(step)) {
                     write_udp(sink, destination, client, datagram, None, offload);
                 }
             }
-            step => write_udp(sink, destination, client, payload, step, offload),
+            step if fits(payload.len()) => {
+                write_udp(sink, destination, client, payload, step, offload);
+            }
+            Some(_) | None => {
+                self.counters.replies_dropped[Dropped::Malformed as usize] += 1;
+            }
         }
     }
 
@@ -362,11 +374,22 @@ impl Engine {
     }
 }
 
+/// The most that a length field says: of all of an IPv4 packet, of an IPv6 packet's payload.
+const LARGEST: usize = 65_535;
+
 fn save(datagram: &Datagram<'_>) -> SavedDatagram {
     SavedDatagram {
         payload: datagram.payload.into(),
         segment: datagram.segment,
         dont_fragment: datagram.dont_fragment,
+    }
+}
+
+fn save_echo(packet: &Packet<'_>, echo: &Echo<'_>) -> SavedEcho {
+    SavedEcho {
+        sequence: echo.sequence,
+        payload: echo.payload.into(),
+        dont_fragment: packet.dont_fragment,
     }
 }
 

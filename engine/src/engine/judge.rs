@@ -76,11 +76,14 @@ impl Engine {
         now: Instant,
         sink: &mut impl Sink,
     ) {
-        if !self.waits_for(id, Waiting::Source) {
+        let Some(flow) = self.table.get_mut(id) else { return };
+        // Before a socket is opened the route is looked at again.
+        let asked = |held: &Held| matches!(held.waiting, Waiting::Source | Waiting::Egress(_));
+        if !matches!(&flow.state, State::Held(held) if asked(held)) {
             return;
         }
-        let Some(flow) = self.table.get_mut(id) else { return };
         flow.facts.egress = Fact::Unknown;
+        flow.decision = None;
         match unresolved {
             Unresolved::NoRoute(failure) => {
                 self.refuse(id, Cause::Failed(failure), Reason::Unreachable, now, sink);

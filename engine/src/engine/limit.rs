@@ -2,6 +2,7 @@
 
 use crate::engine::{Engine, Output};
 use crate::flow::table::Which;
+use crate::flow::tcp::Stream;
 use crate::flow::{FlowId, State, Waiting};
 use crate::{Dropped, Instant, Reason, Sink};
 
@@ -25,9 +26,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends the open flow that was idle longest, to free its memory.
+    /// Ends the connection that was idle longest, to free its rings; no other flow has any.
     pub(super) fn evict_idle(&mut self, now: Instant, sink: &mut impl Sink) {
-        if let Some(oldest) = self.table.oldest(Which::Open) {
+        if let Some(oldest) = self.table.oldest_stream() {
             self.evict(oldest, Reason::Limit, now, sink);
         }
     }
@@ -40,7 +41,7 @@ impl Engine {
             State::Stream(stream) => {
                 stream.endpoint.abort();
                 self.stack.flush(&mut stream.endpoint, now, sink);
-                self.outputs.push_back(Output::Reset(id));
+                self.outputs.push_back(hang_up(id, stream));
             }
             State::Held(held) if matches!(held.waiting, Waiting::Egress(None)) => {
                 self.outputs.push_back(Output::Close(id));
@@ -50,4 +51,11 @@ impl Engine {
         }
         self.finish(id, reason, now);
     }
+}
+
+/// How the far side's socket of a connection ends that ends early. Once it has every byte of
+/// the app's and the end behind them, the kernel may still owe some to the far side: only a
+/// close lets it deliver them. Before, a close would pass a torn stream off as a whole one.
+pub(super) fn hang_up(id: FlowId, stream: &Stream) -> Output {
+    if stream.app_done { Output::Close(id) } else { Output::Reset(id) }
 }

@@ -1,5 +1,6 @@
 //! TCP: from the app's segments to the far side's bytes and back.
 
+use crate::engine::limit::hang_up;
 use crate::engine::{Engine, Output, write_reset};
 use crate::flow::tcp::{Far, Step, Stream};
 use crate::flow::{First, FlowId, Held, Key, Rings, State, Waiting};
@@ -38,11 +39,14 @@ impl Engine {
                     }
                     // RFC 9293 3.6.1: a new SYN may end TIME-WAIT early. The app's kernel
                     // has forgotten the old connection.
-                    self.outputs.push_back(Output::Close(id));
+                    self.outputs.push_back(hang_up(id, stream));
                     self.finish(id, Reason::AppClosed, now);
                 }
                 State::Held(held) => {
                     if opens {
+                        // Perhaps of another connect(): one that is given up in SYN-SENT is
+                        // forgotten without a word, and only the last one's SYN is answered.
+                        held.first = First::Syn(packet.bytes.into(), tcp.mss());
                         flow.packets_sent += 1;
                         return Outcome::Held;
                     }

@@ -23,6 +23,8 @@ const ACK: u8 = 0x10;
 struct Wire {
     to_app: Vec<Vec<u8>>,
     to_far: Vec<(Way, Vec<u8>)>,
+    /// Of each of these, whether it may not be fragmented.
+    kept_whole: Vec<bool>,
     refuse: Option<Unsent>,
 }
 
@@ -39,6 +41,7 @@ impl Sink for Wire {
             Some(unsent) => Err(unsent),
             None => {
                 self.to_far.push((way, datagram.payload.to_vec()));
+                self.kept_whole.push(datagram.dont_fragment);
                 Ok(())
             }
         }
@@ -383,6 +386,22 @@ fn a_route_that_will_not_hold_is_no_ground_for_a_verdict() {
 }
 
 #[test]
+fn the_second_look_at_the_route_may_fail_like_the_first() {
+    for (unresolved, reason) in [
+        (Unresolved::NoRoute(Failure::NetUnreachable), Reason::Unreachable),
+        (Unresolved::LookupFailed, Reason::SourceUnresolved),
+    ] {
+        let mut bench = Bench::new(config());
+        bench.packet(&tcp(false, SYN, 1000, 0, b""));
+        let id = bench.connect_asked();
+        bench.input(Input::Source(id, Err(unresolved)));
+        let [Output::Report(report)] = &bench.outputs[..] else { panic!("one report") };
+        assert_eq!((report.reason, report.verdict, report.egress), (Some(reason), None, None));
+        assert_eq!(bench.wire.to_app.len(), 1, "{reason}: the app is told");
+    }
+}
+
+#[test]
 fn retransmitted_syns_are_one_flow() {
     let mut bench = Bench::new(config());
     for _ in 0..5 {
@@ -411,6 +430,69 @@ fn resets_cross_as_resets() {
     let reset = bench.take_app().pop().expect("a reset");
     assert_eq!(reset.flags & RST, RST);
     assert_eq!(bench.reasons()[1], (Stage::Closed, Some(Reason::FarReset)));
+}
+
+#[test]
+fn an_early_end_cuts_only_what_is_not_whole() {
+    for (name, flags, taken, cut) in [
+        ("the app still sends", ACK, true, true),
+        ("its last bytes are not with the far side's socket", ACK | FIN, false, true),
+        ("all is passed on", ACK | FIN, true, false),
+    ] {
+        let mut bench = Bench::new(config());
+        let (id, next) = open(&mut bench, false);
+        bench.packet(&tcp(false, flags, 1001, next, b"last words"));
+        if taken {
+            read(&mut bench, id);
+        }
+        bench.input(Input::Shutdown);
+        let end = bench.outputs.iter().find_map(|output| match output {
+            Output::Reset(_) => Some(true),
+            Output::Close(_) => Some(false),
+            _ => None,
+        });
+        assert_eq!(end, Some(cut), "{name}");
+    }
+}
+
+#[test]
+fn the_last_syn_is_the_one_that_is_answered() {
+    let mut bench = Bench::new(config());
+    bench.packet(&tcp(false, SYN, 1000, 0, b""));
+    bench.packet(&tcp(false, SYN, 7000, 0, b""));
+    let id = bench.connect_asked();
+    bench.input(Input::Connected(id, 5000, rings(1)));
+    let [syn_ack] = bench.take_app().try_into().expect("one SYN-ACK");
+    assert_eq!(syn_ack.acknowledgement, 7001);
+}
+
+#[test]
+fn short_memory_ends_a_connection_and_nothing_else() {
+    let mut bench = Bench::new(config());
+    bench.packet(&udp(false, b"older"));
+    bench.now = bench.now + Duration::from_secs(2);
+    open(&mut bench, false);
+    bench.input(Input::EvictIdle);
+    assert!(bench.outputs.iter().any(|o| matches!(o, Output::Release(RingId(1)))));
+    assert_eq!(bench.engine.flows(), 1, "the datagrams' flow stays");
+    bench.input(Input::EvictIdle);
+    assert_eq!(bench.engine.flows(), 1);
+}
+
+#[test]
+fn stale_timers_do_not_pile_up() {
+    let mut bench = Bench::new(config());
+    let (id, mut next) = open(&mut bench, false);
+    for _ in 0..5_000 {
+        write(&mut bench, id, b"x");
+        next = next.wrapping_add(1);
+        bench.packet(&tcp(false, ACK, 1001, next, b""));
+        for _ in 0..3 {
+            bench.wait(Duration::from_secs(5));
+        }
+    }
+    assert_eq!(bench.engine.flows(), 1);
+    assert!(bench.engine.timers.len() < 1_100, "{} entries", bench.engine.timers.len());
 }
 
 #[test]
@@ -445,6 +527,20 @@ fn datagrams_share_a_mapping_and_only_known_peers_answer() {
 }
 
 #[test]
+fn a_reply_that_no_packet_holds_is_dropped_and_counted() {
+    let mut bench = Bench::new(Config { udp_offload: true, ..config() });
+    bench.packet(&udp(false, b"one"));
+    let (Way::Mapping(mapping, far), _) = bench.wire.to_far[0] else { panic!("a mapping") };
+    let all = vec![7; 65_527];
+    for (segment, packets) in [(None, 0), (Some(1000), 66)] {
+        bench.engine.handle_datagram(mapping, far, &all, segment, bench.now, &mut bench.wire);
+        assert_eq!(bench.wire.to_app.drain(..).count(), packets, "segment {segment:?}");
+    }
+    let dropped = bench.engine.counters().replies_dropped[Dropped::Malformed as usize];
+    assert_eq!(dropped, 1);
+}
+
+#[test]
 fn a_datagram_that_fails_tells_its_sender() {
     let mut bench = Bench::new(config());
     bench.packet(&udp(false, b"one"));
@@ -467,6 +563,8 @@ fn echo_keeps_its_identifier() {
         let start = if v6 { 40 } else { 20 };
         assert_eq!(reply[start], if v6 { 129 } else { 0 });
         assert_eq!((be16(&reply, start + 4), be16(&reply, start + 6)), (77, 1));
+        bench.packet(&echo(v6, 77, 2));
+        assert_eq!(bench.wire.kept_whole, [true, true], "held or not");
     }
 }
 

@@ -142,6 +142,21 @@ impl Table {
         (slot != NIL).then(|| FlowId { slot, serial: self.slots[slot as usize].serial })
     }
 
+    /// The TCP flow that was idle longest.
+    pub(crate) fn oldest_stream(&self) -> Option<FlowId> {
+        let mut next = self.oldest(Which::Open);
+        while let Some(id) = next {
+            let slot = &self.slots[id.slot()];
+            if matches!(slot.flow.state, State::Stream(_)) {
+                break;
+            }
+            let slot = slot.younger;
+            next = (slot != NIL)
+                .then(|| FlowId { slot, serial: self.slots[slot as usize].serial });
+        }
+        next
+    }
+
     /// Every flow, in no order that means anything.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Flow> {
         self.slots.iter().map(|(_, slot)| &slot.flow)

@@ -29,7 +29,7 @@ pub(crate) struct Datagrams {
     echoes: Vec<Option<(FlowId, Echo)>>,
     /// Sockets whose turn was cut short.
     waiting: VecDeque<Tag>,
-    /// `Some` but while it is lent.
+    /// `Some` but while it is lent; a panic takes it along.
     buffer: Option<Box<[u8]>>,
 }
 
@@ -39,7 +39,7 @@ impl Datagrams {
             mappings: Vec::new(),
             echoes: Vec::new(),
             waiting: VecDeque::new(),
-            buffer: Some(vec![0; MAX_PACKET].into_boxed_slice()),
+            buffer: Some(buffer()),
         }
     }
 
@@ -145,7 +145,7 @@ impl<D: Device> Sockets<D> {
 
     /// Reads what a ready socket has for one turn.
     pub(crate) fn datagrams_ready(&mut self, tag: Tag, engine: &mut Engine, now: Instant) {
-        let Some(mut buffer) = self.datagrams.buffer.take() else { return };
+        let mut buffer = self.datagrams.buffer.take().unwrap_or_else(buffer);
         let more = match tag {
             Tag::Mapping(slot) => self.read_mapping(slot, &mut buffer, engine, now),
             Tag::Echo(id) => self.read_echo(id, &mut buffer, engine, now),
@@ -226,6 +226,10 @@ impl<D: Device> Sockets<D> {
         }
         true
     }
+}
+
+fn buffer() -> Box<[u8]> {
+    vec![0; MAX_PACKET].into_boxed_slice()
 }
 
 fn edges() -> epoll::EventFlags {

@@ -18,8 +18,9 @@ pub(crate) struct Connection {
     connecting: bool,
     readable: bool,
     writable: bool,
-    /// The far side's end or an error was signalled: read until it shows.
-    hung_up: bool,
+    /// The far side's end, an error or urgent data was signalled: a short read does not say
+    /// that there is no more.
+    exhaust: bool,
     /// A write failed. What came before is still read.
     broken: Option<Failure>,
 }
@@ -45,7 +46,7 @@ impl Connection {
             connecting: true,
             readable: false,
             writable: false,
-            hung_up: false,
+            exhaust: false,
             broken: None,
         }
     }
@@ -59,7 +60,7 @@ impl Connection {
         let gone = flags.intersects(EventFlags::ERR | EventFlags::HUP);
         self.readable |= gone || flags.intersects(EventFlags::IN | EventFlags::RDHUP);
         self.writable |= gone || flags.contains(EventFlags::OUT);
-        self.hung_up |= gone || flags.contains(EventFlags::RDHUP);
+        self.exhaust |= gone || flags.intersects(EventFlags::RDHUP | EventFlags::PRI);
         !self.connecting
     }
 
@@ -97,7 +98,7 @@ impl Connection {
                 Some(Err(errno)) => {
                     self.writable = false;
                     self.readable = true;
-                    self.hung_up = true;
+                    self.exhaust = true;
                     self.broken = Some(failure(errno, 0));
                 }
             }
@@ -133,7 +134,7 @@ impl Connection {
                 Some(Ok((read, lent))) => {
                     turn -= read;
                     // With an end seen there is no further edge: read until it shows.
-                    self.readable = read == lent || self.hung_up;
+                    self.readable = read == lent || self.exhaust;
                 }
                 Some(Err(Errno::INTR)) => {}
                 Some(Err(Errno::AGAIN)) => self.readable = false,
@@ -153,5 +154,49 @@ impl Connection {
 
     pub(crate) fn reset(self) {
         self.stream.reset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Memory;
+    use crate::egress::Sockets;
+    use engine::{DeviceName, Egress};
+    use rustix::event::{Timespec, epoll};
+    use rustix::net::{SendFlags, send};
+    use std::net::{IpAddr, TcpListener};
+
+    /// A read stops at the urgent byte, and what lies behind it makes no edge of its own.
+    #[test]
+    fn urgent_data_stops_no_reader_and_is_not_lost() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (device, _app) = Memory::pair(true).unwrap();
+        let mut sockets = Sockets::new(device);
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let id = FlowId::from_bits(0);
+        let egress = Egress {
+            address: IpAddr::from([127, 0, 0, 1]),
+            device: DeviceName::new("lo").unwrap(),
+        };
+        let to = listener.local_addr().unwrap();
+        assert!(sockets.connect(&epoll, id, to, egress, 1, None).is_none());
+        let (far, _) = listener.accept().unwrap();
+        send(&far, b"abc", SendFlags::empty()).unwrap();
+        send(&far, b"d", SendFlags::OOB).unwrap();
+        send(&far, b"efg", SendFlags::empty()).unwrap();
+        let stream = sockets.stream(id).unwrap();
+        let mut events = Vec::with_capacity(1);
+        let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
+        epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)).unwrap();
+        stream.ready(events[0].flags);
+        assert!(stream.exhaust, "{:?}", events[0].flags);
+        let mut all = Vec::new();
+        let mut buf = [0; 16];
+        while let Ok(read) = stream.stream.read(&mut buf) {
+            assert!(read < buf.len(), "short");
+            all.extend_from_slice(&buf[..read]);
+        }
+        assert_eq!(all, b"abcdefg");
     }
 }
