@@ -36,12 +36,13 @@ pub(crate) enum Verb {
     Other(Vec<OsString>),
 }
 
-/// Runs CMD in fresh namespaces whose only way out for IP is the engine. Nothing of the
-/// host is touched. Without --policy everything is allowed.
-///
-/// Exit: CMD's own; 125 tunneld failed, 126 CMD not executable, 127 not found, 128+N killed
-/// by signal N.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+CMD runs in fresh namespaces; nothing of the host is touched. Without --policy
+everything is allowed.
+
+Exit: CMD's own; 125 tunneld failed, 126 CMD not executable, 127 not found,
+128+N killed by signal N.")]
 pub(crate) struct ExecArgs {
     /// A policy file, or a directory of *.policy files; may be given more than once
     #[arg(long, value_name = "PATH")]

@@ -399,6 +399,17 @@ mod tests {
         }
     }
 
+    /// The example of `docs/configuration.md` says the defaults.
+    #[test]
+    fn the_documented_configuration_is_true() {
+        let docs = include_str!("../../docs/configuration.md");
+        let block = docs.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
+        let config = parse(Path::new("/etc/tunneld/tunneld.toml"), block.expect("a block"));
+        let documented =
+            Config { policy: Some(PathBuf::from("/etc/tunneld/policy.d")), ..Config::default() };
+        assert_eq!(config.expect("no faults"), documented);
+    }
+
     #[test]
     fn faults_have_a_place_and_help() {
         for (name, text, want) in [

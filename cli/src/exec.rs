@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::BufWriter;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -16,6 +16,7 @@ use anyhow::Context;
 use dns::discover::ResolvConf;
 use engine::policy::Policy;
 use engine::{DeviceName, Dropped, Engine, Instant, Report, Services};
+use ipnet::IpNet;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tunnel::device::{Device, Tun};
 use tunnel::driver::{Driver, Parts, Totals};
@@ -30,8 +31,14 @@ use crate::policy_files;
 use crate::report::{Clock, Writer};
 use crate::sandbox::{self, Plan, SpawnError, Status};
 
-/// The server that programs inside are told of. Any would do: every query is answered by us.
-const INSIDE_DNS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 18, 0, 2));
+/// The servers that programs inside may be told of. Any would do, as every query is answered
+/// by us, but it must be another host to them, and one that they have an address to reach with.
+const INSIDE_DNS: [IpAddr; 4] = [
+    IpAddr::V4(Ipv4Addr::new(198, 18, 0, 2)),
+    IpAddr::V4(Ipv4Addr::new(198, 18, 0, 3)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0x756e, 0, 0, 0, 2)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 2, 0, 0x756e, 0, 0, 0, 3)),
+];
 /// Reports that may wait for the disk.
 const REPORTS: usize = 65_536;
 /// Descriptors kept for everything that is not a flow.
@@ -65,7 +72,7 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         mtu: u32::from(config.device.mtu),
         offload: true,
         queues: 1,
-        resolv_conf: resolv_conf.with_nameserver(INSIDE_DNS).into_bytes(),
+        resolv_conf: resolv_conf.with_nameserver(inside_dns(&config.device.addresses)).into_bytes(),
         keep_sockets: args.keep_sockets,
         ipv6: host_has_ipv6() || services.loopback.iter().any(|(inside, _)| inside.is_ipv6()),
     };
@@ -161,7 +168,7 @@ fn services(args: &ExecArgs, resolv_conf: &ResolvConf) -> anyhow::Result<Service
     for &inside in &args.host_loopback {
         let outside = match inside {
             IpAddr::V4(_) => IpAddr::from([127, 0, 0, 1]),
-            IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
         };
         if inside.is_loopback() || inside.is_unspecified() || inside.is_multicast() {
             return Err(Refusal::new(
@@ -177,6 +184,15 @@ fn services(args: &ExecArgs, resolv_conf: &ResolvConf) -> anyhow::Result<Service
     // Without a server glibc asks this host's own (resolv.conf(5)).
     let nameserver = nameserver.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 53)));
     Ok(Services { nameserver: Some(nameserver), loopback })
+}
+
+/// The server to tell programs of whose device has these addresses, one of each IP version.
+fn inside_dns(addresses: &[IpNet]) -> IpAddr {
+    let reachable = |dns: &IpAddr| {
+        addresses.iter().any(|net| net.addr().is_ipv4() == dns.is_ipv4())
+            && addresses.iter().all(|net| net.addr() != *dns)
+    };
+    INSIDE_DNS.into_iter().find(reachable).unwrap_or(INSIDE_DNS[0])
 }
 
 /// Whether any device but loopback has an IPv6 address of more than its link.
@@ -249,5 +265,23 @@ fn refuse(error: SpawnError) -> anyhow::Error {
     match error.help() {
         Some(help) => refusal.help(help).into(),
         None => refusal.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_inside_is_reachable_and_another_host() {
+        for (addresses, want) in [
+            (&["198.18.0.1/32", "2001:2:0:756e::1/128"][..], "198.18.0.2"),
+            (&["198.18.0.2/32"], "198.18.0.3"),
+            (&["fd00::1/128"], "2001:2:0:756e::2"),
+            (&["2001:2:0:756e::2/128"], "2001:2:0:756e::3"),
+        ] {
+            let nets: Vec<IpNet> = addresses.iter().map(|a| a.parse().expect("a net")).collect();
+            assert_eq!(inside_dns(&nets).to_string(), want, "{addresses:?}");
+        }
     }
 }

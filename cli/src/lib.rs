@@ -23,7 +23,10 @@ use tracing_subscriber::EnvFilter;
 
 /// Runs the program and gives its exit code.
 pub fn main() -> u8 {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     let json = cli.json;
     log();
     let done = match cli.verb {
@@ -40,6 +43,19 @@ pub fn main() -> u8 {
     match done {
         Ok(code) => code,
         Err(error) => error::report(&error, json),
+    }
+}
+
+/// Prints what is wrong with the command line, or the help that was asked for, and gives the
+/// exit code: of `exec` never one that could be CMD's own.
+fn refuse(error: &clap::Error) -> u8 {
+    // Where standard error is closed the code is all that is left to say.
+    let _ = error.print();
+    let verb = std::env::args_os().skip(1).find(|word| word != "--json");
+    match error.exit_code() {
+        0 => code::DONE,
+        _ if verb.is_some_and(|verb| verb == "exec") => code::EXEC_FAILED,
+        _ => code::USAGE,
     }
 }
 

@@ -198,6 +198,19 @@ mod tests {
     }
 
     #[test]
+    fn every_documented_object_is_json() {
+        let docs = include_str!("../../docs/json.md");
+        let blocks = docs.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let mut seen = 0;
+        for block in blocks {
+            let object: Value = serde_json::from_str(block).expect(block);
+            assert!(object["event"].is_string(), "{block}");
+            seen += 1;
+        }
+        assert_eq!(seen, 3);
+    }
+
+    #[test]
     fn what_is_not_known_is_null_and_never_an_address() {
         let nothing = Report {
             egress: None,

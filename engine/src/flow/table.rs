@@ -151,8 +151,7 @@ impl Table {
                 break;
             }
             let slot = slot.younger;
-            next = (slot != NIL)
-                .then(|| FlowId { slot, serial: self.slots[slot as usize].serial });
+            next = (slot != NIL).then(|| FlowId { slot, serial: self.slots[slot as usize].serial });
         }
         next
     }

@@ -189,8 +189,9 @@ mod tests {
         let mut events = Vec::with_capacity(1);
         let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
         epoll::wait(&epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)).unwrap();
-        stream.ready(events[0].flags);
-        assert!(stream.exhaust, "{:?}", events[0].flags);
+        let flags = events[0].flags;
+        stream.ready(flags);
+        assert!(stream.exhaust, "{flags:?}");
         let mut all = Vec::new();
         let mut buf = [0; 16];
         while let Ok(read) = stream.stream.read(&mut buf) {
