@@ -126,7 +126,9 @@ impl Connection {
                 }
             });
             match read {
-                None => return Progress::Blocked,
+                // A program that only writes must learn of the reset, though what it does not
+                // read leaves no room to reach it.
+                None => return self.broken.map_or(Progress::Blocked, Progress::Failed),
                 Some(Ok((0, _))) => {
                     self.readable = false;
                     return self.broken.map_or(Progress::Ended, Progress::Failed);
