@@ -75,6 +75,8 @@ pub struct Driver<D> {
     handle: Handle,
     started: std::time::Instant,
     totals: Totals,
+    /// Flows whose turn was cut short; kept for its allocation.
+    unfinished: Vec<FlowId>,
     /// That echo is not open to us was said.
     told_of_echo: bool,
     /// One packet of the device. Held as an option so that it can be lent beside `self`.
@@ -162,6 +164,7 @@ impl<D: Device> Driver<D> {
             handle: Handle { wake: Arc::new(wake), state: Arc::new(AtomicU8::new(RUN)) },
             started: std::time::Instant::now(),
             totals: Totals::default(),
+            unfinished: Vec::new(),
             told_of_echo: false,
             packet: Some(vec![0; MAX_PACKET].into_boxed_slice()),
         })
@@ -302,7 +305,7 @@ impl<D: Device> Driver<D> {
 
     /// Moves bytes of every flow that is ready; whether some flow has more to move.
     fn pump_all(&mut self, now: Instant) -> bool {
-        let mut unfinished = Vec::new();
+        let mut unfinished = std::mem::take(&mut self.unfinished);
         while let Some(id) = self.engine.next_dirty() {
             match catch_unwind(AssertUnwindSafe(|| self.pump(id, now))) {
                 Ok(true) => unfinished.push(id),
@@ -315,9 +318,10 @@ impl<D: Device> Driver<D> {
             self.answer(now);
         }
         let more = !unfinished.is_empty();
-        for id in unfinished {
+        for id in unfinished.drain(..) {
             self.engine.mark_dirty(id);
         }
+        self.unfinished = unfinished;
         more
     }
 
@@ -491,7 +495,7 @@ impl<D: Device> Driver<D> {
         Some(Rings { id: RingId(number), to_far, to_app })
     }
 
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "only here is it known that the engine lends no ring")]
     fn trim(&mut self, rings: RingId) {
         if let Some(receipt) = self.receipts.get(rings.0 as usize) {
             // SAFETY: the engine says that both rings are empty, and lends none of them now.
@@ -499,7 +503,7 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "only here is it known that the engine lends no ring")]
     fn give_back(&mut self, rings: RingId) {
         if let Some(receipt) = self.receipts.try_remove(rings.0 as usize) {
             // SAFETY: the engine dropped the socket that held both slices before it said so,

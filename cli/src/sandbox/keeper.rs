@@ -76,7 +76,7 @@ impl Keeper {
 }
 
 /// Moves this thread, and no other, into a mount namespace.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "rustix marks unshare(2) unsafe for the descriptor table")]
 fn enter(namespace: &OwnedFd) -> Result<(), Errno> {
     // A mount namespace is entered only by who shares root and working directory with nobody.
     // SAFETY: the descriptor table, which the caller must not unshare unawares, stays shared.

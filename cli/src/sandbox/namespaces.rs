@@ -41,7 +41,7 @@ fn privileged() -> bool {
         && rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "rustix marks unshare(2) unsafe for the descriptor table")]
 fn unshare(more: UnshareFlags) -> Result<(), Errno> {
     let flags = UnshareFlags::NEWNS | UnshareFlags::NEWNET | more;
     // SAFETY: the descriptor table, which the caller must not unshare unawares, stays shared.
