@@ -434,7 +434,7 @@ fn ctrl_c_of_a_terminal_arrives_once() {
     }
     for who in BOTH {
         let out = Host::new(who).terminal(
-            "\"$PROBE\" -- sh -c \"trap 'echo got-int' INT; (trap '' INT; exec sleep 1) & echo ready; \
+            "exec \"$PROBE\" -- sh -c \"trap 'echo got-int' INT; (trap '' INT; exec sleep 1) & echo ready; \
              while kill -0 \\$! 2>/dev/null; do wait \\$!; done; echo end\"",
             &[("ready", "\x03"), ("end", "")],
         );
@@ -671,7 +671,8 @@ impl Host {
             keyboard.write_all(typed.as_bytes()).unwrap();
         }
         screen.read_to_string(&mut shown).unwrap();
-        assert!(child.wait().unwrap().success(), "{shown}");
+        let status = child.wait().unwrap();
+        assert!(status.success(), "{status}: {shown}");
         shown
     }
 
@@ -707,6 +708,8 @@ impl Host {
             .args(["sh", "-c", &whole])
             .env("SCRIPT", script)
             .env("BUILT", built_probe())
+            // What script(1) runs: the same everywhere.
+            .env("SHELL", "/bin/sh")
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         command
     }
