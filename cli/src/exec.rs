@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use dns::discover::ResolvConf;
@@ -222,6 +222,9 @@ fn random_seed() -> anyhow::Result<u64> {
     Ok(u64::from_ne_bytes(seed))
 }
 
+/// How long reports gather before they are written.
+const GATHER: Duration = Duration::from_millis(5);
+
 fn write_reports(file: File, reports: &Receiver<Report>, clock: Clock) -> std::io::Result<()> {
     let mut writer = Writer::new(BufWriter::new(file), clock);
     while let Ok(report) = reports.recv() {
@@ -231,6 +234,9 @@ fn write_reports(file: File, reports: &Receiver<Report>, clock: Clock) -> std::i
         }
         // A reader that follows the file sees whole lines as they come.
         writer.flush()?;
+        // While this thread waits for a report, the shard pays for waking it: under load it is
+        // woken for many at a time.
+        std::thread::sleep(GATHER);
     }
     writer.flush()
 }

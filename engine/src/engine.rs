@@ -30,7 +30,7 @@ use tracing::debug;
 use crate::dropped::{Counters, Dropped, Outcome};
 use crate::flow::table::Table;
 use crate::flow::{
-    First, Flow, FlowId, Held, Key, MappingId, REPEAT_AFTER, RingId, Rings, State, Waiting,
+    First, Flow, FlowId, Held, Key, MappingId, Opening, REPEAT_AFTER, RingId, Rings, State, Waiting,
 };
 use crate::packet::fragment::Reassembler;
 use crate::packet::icmp::{self, Cause};
@@ -191,8 +191,9 @@ pub enum Output {
     Unbind(MappingId),
     /// The flow of these rings is idle and both are empty: their memory may go.
     Trim(RingId),
-    /// These rings are free again; nothing refers to them.
-    Release(RingId),
+    /// These rings are free again; nothing refers to them. At most so many bytes from the
+    /// start of either were ever written to.
+    Release(RingId, u64),
     /// A flow has opened or ended.
     Report(Box<Report>),
 }
@@ -453,13 +454,16 @@ impl Engine {
         self.flows_opened += 1;
         let id = self.table.insert(Flow {
             key,
-            number: self.flows_opened,
-            facts,
-            far,
             state: State::Held(Held { first, waiting: Waiting::Source }),
-            decision: None,
-            egress_port: None,
-            opened: now,
+            opening: Box::new(Opening {
+                number: self.flows_opened,
+                facts,
+                far,
+                decision: None,
+                egress_port: None,
+                opened: now,
+                route_changes: 0,
+            }),
             active: now,
             armed: None,
             sent: 0,
@@ -467,12 +471,11 @@ impl Engine {
             packets_sent: 0,
             packets_received: 0,
             dirty: false,
-            route_changes: 0,
         });
         if let Some(flow) = self.table.get(id) {
-            let (protocol, client) = (flow.facts.protocol, flow.facts.client());
-            let destination = flow.facts.destination();
-            debug!(flow = flow.number, %protocol, %client, %destination, "held");
+            let (protocol, client) = (flow.opening.facts.protocol, flow.opening.facts.client());
+            let destination = flow.opening.facts.destination();
+            debug!(flow = flow.opening.number, %protocol, %client, %destination, "held");
         }
         self.ask(id, now);
         Ok(id)
@@ -481,16 +484,20 @@ impl Engine {
     /// Ends a flow: gives back what it holds and tells of it.
     fn finish(&mut self, id: FlowId, reason: Reason, now: Instant) {
         let Some(flow) = self.table.remove(id) else { return };
-        debug!(flow = flow.number, %reason, "ended");
+        debug!(flow = flow.opening.number, %reason, "ended");
         // An answered flow was reported when it was answered.
-        if !matches!(flow.state, State::Answered(_)) {
-            self.report(&flow, Stage::Closed, Some(reason), now);
+        if self.config.reports && !matches!(flow.state, State::Answered(_)) {
+            let report = self.report(&flow, Stage::Closed, Some(reason), now);
+            self.outputs.push_back(report);
         }
         match flow.state {
             State::Stream(stream) => {
                 let rings = stream.rings;
                 drop(stream);
-                self.outputs.push_back(Output::Release(rings));
+                // In order to the end: every byte that was written to a ring was taken out.
+                let in_order = matches!(reason, Reason::AppClosed | Reason::FarClosed);
+                let touched = if in_order { flow.sent.max(flow.received) } else { u64::MAX };
+                self.outputs.push_back(Output::Release(rings, touched));
             }
             State::Datagrams(mapping)
             | State::Held(Held { waiting: Waiting::Egress(Some(mapping)), .. }) => {
@@ -500,47 +507,39 @@ impl Engine {
         }
     }
 
-    fn report(&mut self, flow: &Flow, stage: Stage, reason: Option<Reason>, now: Instant) {
-        if !self.config.reports {
-            return;
-        }
-        let report = Report {
-            number: flow.number,
+    fn report(&self, flow: &Flow, stage: Stage, reason: Option<Reason>, now: Instant) -> Output {
+        let opening = &*flow.opening;
+        Output::Report(Box::new(Report {
+            number: opening.number,
             stage,
-            protocol: flow.facts.protocol,
-            client: flow.facts.client(),
-            local: flow.facts.local,
-            destination: flow.facts.destination(),
-            egress: flow.facts.egress.known().copied(),
-            egress_port: flow.egress_port,
-            owner: flow.facts.owner.known().cloned(),
-            verdict: flow.decision.map(|(verdict, _)| verdict),
-            rule: flow.decision.map(|(_, rule)| self.policy.rule_name(rule).to_owned()),
+            protocol: opening.facts.protocol,
+            client: opening.facts.client(),
+            local: opening.facts.local,
+            destination: opening.facts.destination(),
+            egress: opening.facts.egress.known().copied(),
+            egress_port: opening.egress_port,
+            owner: opening.facts.owner.known().cloned(),
+            verdict: opening.decision.map(|(verdict, _)| verdict),
+            rule: opening.decision.map(|(_, rule)| self.policy.rule_name(rule).to_owned()),
             generation: self.generation,
             sent: flow.sent,
             received: flow.received,
             packets_sent: flow.packets_sent,
             packets_received: flow.packets_received,
-            opened: flow.opened,
+            opened: opening.opened,
             closed: (stage == Stage::Closed).then_some(now),
             reason,
-        };
-        self.outputs.push_back(Output::Report(Box::new(report)));
+        }))
     }
 
-    fn report_open(&mut self, id: FlowId, now: Instant) {
-        if let Some(copy) = self.copy_for_report(id) {
-            self.report(&copy, Stage::Open, None, now);
+    /// Tells of a flow that stays in the table.
+    fn tell(&mut self, id: FlowId, stage: Stage, reason: Option<Reason>, now: Instant) {
+        if self.config.reports
+            && let Some(flow) = self.table.get(id)
+        {
+            let report = self.report(flow, stage, reason, now);
+            self.outputs.push_back(report);
         }
-    }
-
-    /// A report reads the flow and writes the outputs, so it reads a copy.
-    fn copy_for_report(&self, id: FlowId) -> Option<Flow> {
-        if !self.config.reports {
-            return None;
-        }
-        let flow = self.table.get(id)?;
-        Some(Flow { facts: flow.facts.clone(), state: State::Echo { sequence: 0 }, ..*flow })
     }
 
     /// Arms the flow's timer where its next deadline is earlier than the armed one.
@@ -613,7 +612,7 @@ fn deadline(flow: &Flow) -> Instant {
             stream.stack_at.map_or(idle, |at| at.min(idle))
         }
         State::Datagrams(_) if flow.received == 0 => flow.active + UDP_UNANSWERED,
-        State::Datagrams(_) if flow.facts.destination().port() == 53 => flow.active + DNS_IDLE,
+        State::Datagrams(_) if flow.key.ports.1 == 53 => flow.active + DNS_IDLE,
         State::Datagrams(_) => flow.active + UDP_IDLE,
         State::Echo { .. } => flow.active + ECHO_IDLE,
         State::Answered(answered) => answered.until,

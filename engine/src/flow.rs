@@ -102,21 +102,16 @@ fn octets(address: IpAddr) -> [u8; 16] {
     }
 }
 
+/// What a packet reads and writes, and the rest behind a pointer: a packet of one flow among
+/// thousands finds nothing of its flow in a cache, so every line of it counts.
 #[derive(Debug)]
 pub(crate) struct Flow {
     pub(crate) key: Key,
-    /// Counts the engine's flows, from 1: the number in reports.
-    pub(crate) number: u64,
-    pub(crate) facts: Facts,
-    /// Where it really goes: the destination, or the service behind it.
-    pub(crate) far: SocketAddr,
     pub(crate) state: State,
-    pub(crate) decision: Option<(Verdict, RuleId)>,
-    pub(crate) egress_port: Option<u16>,
-    pub(crate) opened: Instant,
+    pub(crate) opening: Box<Opening>,
     /// The last packet or byte of either side.
     pub(crate) active: Instant,
-    /// When the flow's timer entry fires; `Instant::MAX`-like where there is none.
+    /// When the flow's timer entry fires; `None`: there is none.
     pub(crate) armed: Option<Instant>,
     pub(crate) sent: u64,
     pub(crate) received: u64,
@@ -124,6 +119,19 @@ pub(crate) struct Flow {
     pub(crate) packets_received: u64,
     /// Waits in the list of flows to pump.
     pub(crate) dirty: bool,
+}
+
+/// What is settled while the flow opens, and told when it ends.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    /// Counts the engine's flows, from 1: the number in reports.
+    pub(crate) number: u64,
+    pub(crate) facts: Facts,
+    /// Where it really goes: the destination, or the service behind it.
+    pub(crate) far: SocketAddr,
+    pub(crate) decision: Option<(Verdict, RuleId)>,
+    pub(crate) egress_port: Option<u16>,
+    pub(crate) opened: Instant,
     /// How often the route changed between verdict and connect.
     pub(crate) route_changes: u8,
 }
@@ -131,7 +139,8 @@ pub(crate) struct Flow {
 #[derive(Debug)]
 pub(crate) enum State {
     Held(Held),
-    Stream(Box<tcp::Stream>),
+    /// In place: behind a pointer it would be one more cache miss a packet.
+    Stream(tcp::Stream),
     Datagrams(MappingId),
     Echo {
         /// Of the last request, for errors that name none.

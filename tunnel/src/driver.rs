@@ -9,7 +9,7 @@
 //! A panic while one flow is carried ends that flow alone and is counted.
 
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -30,7 +30,7 @@ use crate::egress::error::EgressError;
 use crate::egress::{Progress, Sockets, Tag};
 use crate::owner::Owners;
 use crate::rings::{self, Pool};
-use crate::source::{LookupError, Query, Routes};
+use crate::source::{LookupError, Query, RouteAnswer, Routes};
 
 /// Packets read from the device before flows are pumped: a batch saves the ACK and the
 /// send of every packet but the last of a flow (15-35 % of the CPU time of an upload).
@@ -382,6 +382,7 @@ impl<D: Device> Driver<D> {
 
     /// Carries out what the engine asks for.
     fn answer(&mut self, now: Instant) {
+        let mut asked = None;
         while let Some(output) = self.engine.poll_output() {
             let input = match output {
                 Output::Owner(id, protocol, client, destination) => {
@@ -391,15 +392,16 @@ impl<D: Device> Driver<D> {
                 }
                 Output::Source(id, protocol, far) => {
                     let answer = self.routes.lookup(self.query(protocol, far));
+                    asked = Some((id, far.ip(), answer));
                     Some(Input::Source(id, answer.map(|a| a.egress).map_err(unresolved)))
                 }
                 Output::Connect(id, far, egress) => {
-                    self.recheck(id, Protocol::Tcp, far, egress, |driver, index| {
+                    self.recheck(id, Protocol::Tcp, far, egress, asked, |driver, index| {
                         driver.sockets.connect(&driver.epoll, id, far, egress, index, driver.mark)
                     })
                 }
                 Output::Bind(id, mapping, far, egress) => {
-                    self.recheck(id, Protocol::Udp, far, egress, |driver, index| {
+                    self.recheck(id, Protocol::Udp, far, egress, asked, |driver, index| {
                         driver.sockets.bind(
                             &driver.epoll,
                             id,
@@ -413,9 +415,17 @@ impl<D: Device> Driver<D> {
                 }
                 Output::OpenEcho(id, far, egress) => {
                     let to = SocketAddr::new(far, 0);
-                    let opened = self.recheck(id, Protocol::Icmp, to, egress, |driver, index| {
-                        driver.sockets.open_echo(&driver.epoll, id, far, egress, index, driver.mark)
-                    });
+                    let opened =
+                        self.recheck(id, Protocol::Icmp, to, egress, asked, |driver, index| {
+                            driver.sockets.open_echo(
+                                &driver.epoll,
+                                id,
+                                far,
+                                egress,
+                                index,
+                                driver.mark,
+                            )
+                        });
                     if matches!(opened, Some(Input::Unsupported(_))) && !self.told_of_echo {
                         self.told_of_echo = true;
                         warn!(code = "echo-unsupported", "{}", EgressError::EchoUnsupported);
@@ -442,8 +452,8 @@ impl<D: Device> Driver<D> {
                     self.trim(rings);
                     None
                 }
-                Output::Release(rings) => {
-                    self.give_back(rings);
+                Output::Release(rings, touched) => {
+                    self.give_back(rings, touched);
                     None
                 }
                 Output::Report(report) => {
@@ -461,16 +471,23 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    /// Looks at the route again and opens a socket where it still is the judged one.
+    /// Looks at the route again and opens a socket where it still is the judged one. An answer
+    /// that was had in this call of [`Driver::answer`] is as new as another would be: nothing
+    /// was waited for since.
     fn recheck(
         &mut self,
         id: FlowId,
         protocol: Protocol,
         far: SocketAddr,
         egress: Egress,
+        asked: Option<Asked>,
         open: impl FnOnce(&mut Self, u32) -> Option<Input>,
     ) -> Option<Input> {
-        match self.routes.lookup(self.query(protocol, far)) {
+        let answer = match asked {
+            Some((flow, asked_for, answer)) if flow == id && asked_for == far.ip() => answer,
+            Some(_) | None => self.routes.lookup(self.query(protocol, far)),
+        };
+        match answer {
             Ok(answer) if answer.egress == egress => open(self, answer.device_index),
             Ok(answer) => Some(Input::SourceChanged(id, answer.egress)),
             Err(error) => Some(Input::Source(id, Err(unresolved(error)))),
@@ -504,14 +521,17 @@ impl<D: Device> Driver<D> {
     }
 
     #[allow(unsafe_code, reason = "only here is it known that the engine lends no ring")]
-    fn give_back(&mut self, rings: RingId) {
+    fn give_back(&mut self, rings: RingId, touched: u64) {
         if let Some(receipt) = self.receipts.try_remove(rings.0 as usize) {
             // SAFETY: the engine dropped the socket that held both slices before it said so,
             // and a receipt is used once.
-            unsafe { self.rings.give_back(receipt) }
+            unsafe { self.rings.give_back(receipt, touched) }
         }
     }
 }
+
+/// The last route lookup: for which flow and destination, and the answer.
+type Asked = (FlowId, IpAddr, Result<RouteAnswer, LookupError>);
 
 fn unresolved(error: LookupError) -> Unresolved {
     match error {

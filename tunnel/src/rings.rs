@@ -134,7 +134,8 @@ impl Pool {
         Ok(Rings { id, to_far, to_app })
     }
 
-    /// Takes rings back and returns their pages to the kernel.
+    /// Takes rings back and returns their pages to the kernel. No more than the first
+    /// `touched` bytes of either were written to: where that is little, nothing is returned.
     ///
     /// # Safety
     ///
@@ -144,11 +145,13 @@ impl Pool {
     /// # Panics
     ///
     /// When `id` came from another pool.
-    pub unsafe fn give_back(&mut self, id: RingId) {
+    pub unsafe fn give_back(&mut self, id: RingId, touched: u64) {
         let (class, pair) = self.find(&id);
         let kept = if self.classes[class].free.len() < WARM { KEPT } else { 0 };
-        // SAFETY: nobody looks at the rings any more.
-        unsafe { self.release(class, pair, kept) };
+        if touched > kept as u64 {
+            // SAFETY: nobody looks at the rings any more.
+            unsafe { self.release(class, pair, kept) };
+        }
         let size = CLASSES[class];
         self.usage.pairs -= 1;
         self.usage.promised -= size.pair();
@@ -354,7 +357,7 @@ mod tests {
 
         for (_, id) in taken {
             // SAFETY: the slices were dropped in `sizes`.
-            unsafe { pool.give_back(id) };
+            unsafe { pool.give_back(id, u64::MAX) };
         }
         let usage = pool.usage();
         assert_eq!((usage.pairs, usage.promised, pool.surplus), (0, 0, 0));
@@ -430,7 +433,7 @@ mod tests {
         let mut other = Pool::new(MIB);
         let id = mine.take().unwrap().id;
         // SAFETY: the slices are gone.
-        unsafe { other.give_back(id) };
+        unsafe { other.give_back(id, u64::MAX) };
     }
 
     #[test]
@@ -448,7 +451,7 @@ mod tests {
                     }
                 }
                 // SAFETY: the slices are not used after this.
-                unsafe { pool.give_back(rings.id) };
+                unsafe { pool.give_back(rings.id, u64::MAX) };
             }
             println!("{touched} bytes touched: {:?} a flow", start.elapsed() / 10_000);
         }

@@ -14,6 +14,7 @@ use crate::packet::icmp::{self, Answer, Cause};
 use crate::packet::{
     ECHO_HEADER, Echo, ICMP, ICMPV6, Packet, UDP, UDP_HEADER, Udp, ip_header, write_ip,
 };
+use crate::report::Stage;
 use crate::{Dropped, Facts, Failure, Instant, Outcome, Protocol, Sink};
 
 impl Engine {
@@ -49,7 +50,7 @@ impl Engine {
         flow.packets_sent += 1;
         match &mut flow.state {
             State::Datagrams(mapping) => {
-                let way = Way::Mapping(*mapping, flow.far);
+                let way = Way::Mapping(*mapping, flow.opening.far);
                 self.send(id, way, datagram, sink)
             }
             State::Held(Held { first: First::Datagrams(saved), .. })
@@ -117,13 +118,13 @@ impl Engine {
         };
         let State::Held(held) = &mut flow.state else { return };
         let Waiting::Egress(mapping) = held.waiting else { return };
-        let far = flow.far;
-        flow.egress_port = (port != 0).then_some(port);
+        let far = flow.opening.far;
+        flow.opening.egress_port = (port != 0).then_some(port);
         let open = mapping.map_or(State::Echo { sequence: 0 }, State::Datagrams);
         let State::Held(held) = std::mem::replace(&mut flow.state, open) else { return };
         flow.packets_sent = 0;
         self.table.touch(id, now);
-        self.report_open(id, now);
+        self.tell(id, Stage::Open, None, now);
         let mut sent = 0;
         match held.first {
             First::Datagrams(saved) => {
@@ -181,7 +182,7 @@ impl Engine {
         let Some(flow) = self.table.get_mut(id) else { return };
         flow.received += payload.len() as u64;
         flow.packets_received += 1;
-        let (client, destination) = (flow.facts.client(), flow.facts.destination());
+        let (client, destination) = (flow.opening.facts.client(), flow.opening.facts.destination());
         let offload = self.config.offload;
         let step = segment.filter(|&s| s > 0 && usize::from(s) < payload.len());
         // A service may answer over IPv6 a client that asked over IPv4, whose datagrams
@@ -217,7 +218,7 @@ impl Engine {
         let Some(flow) = self.table.get_mut(id) else { return };
         flow.received += payload.len() as u64;
         flow.packets_received += 1;
-        let (client, destination) = (flow.facts.client(), flow.facts.destination());
+        let (client, destination) = (flow.opening.facts.client(), flow.opening.facts.destination());
         let (from, to) = (destination.ip(), client.ip());
         let length = ECHO_HEADER + payload.len();
         let (protocol, kind) = if from.is_ipv4() { (ICMP, 0) } else { (ICMPV6, 129) };
@@ -326,12 +327,12 @@ impl Engine {
     /// datagram may fare better.
     fn tell_failure(&mut self, id: FlowId, failure: Failure, sink: &mut impl Sink) {
         let Some(flow) = self.table.get(id) else { return };
-        let (client, destination) = (flow.facts.client(), flow.facts.destination());
+        let (client, destination) = (flow.opening.facts.client(), flow.opening.facts.destination());
         if crate::cast::is_cast(destination.ip()) {
             return;
         }
         let v4 = client.is_ipv4();
-        let protocol = flow.facts.protocol;
+        let protocol = flow.opening.facts.protocol;
         let Answer::Icmp(error) = icmp::answer(Cause::Failed(failure), protocol, v4) else {
             return;
         };
@@ -370,7 +371,7 @@ impl Engine {
         let id = self.table.find(&key)?;
         let flow = self.table.get(id)?;
         let open = matches!(flow.state, State::Datagrams(m) if m == mapping);
-        (open && flow.far == far).then_some(id)
+        (open && flow.opening.far == far).then_some(id)
     }
 }
 

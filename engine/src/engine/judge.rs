@@ -20,17 +20,21 @@ impl Engine {
         let Some(flow) = self.table.get_mut(id) else { return };
         let State::Held(held) = &mut flow.state else { return };
         flow.active = now;
-        if wants_owner && flow.facts.local && flow.facts.owner == Fact::Unasked {
+        if wants_owner && flow.opening.facts.local && flow.opening.facts.owner == Fact::Unasked {
             held.waiting = Waiting::Owner;
             self.outputs.push_back(Output::Owner(
                 id,
-                flow.facts.protocol,
-                flow.facts.client(),
-                flow.facts.destination(),
+                flow.opening.facts.protocol,
+                flow.opening.facts.client(),
+                flow.opening.facts.destination(),
             ));
         } else {
             held.waiting = Waiting::Source;
-            self.outputs.push_back(Output::Source(id, flow.facts.protocol, flow.far));
+            self.outputs.push_back(Output::Source(
+                id,
+                flow.opening.facts.protocol,
+                flow.opening.far,
+            ));
         }
         self.arm(id);
     }
@@ -46,8 +50,8 @@ impl Engine {
             return;
         }
         let Some(flow) = self.table.get_mut(id) else { return };
-        flow.facts.owner = owner.map_or(Fact::Unknown, Fact::Known);
-        if flow.facts.egress == Fact::Unasked {
+        flow.opening.facts.owner = owner.map_or(Fact::Unknown, Fact::Known);
+        if flow.opening.facts.egress == Fact::Unasked {
             self.ask(id, now);
         } else {
             self.decide(id, now, sink);
@@ -65,7 +69,7 @@ impl Engine {
             return;
         }
         let Some(flow) = self.table.get_mut(id) else { return };
-        flow.facts.egress = Fact::Known(egress);
+        flow.opening.facts.egress = Fact::Known(egress);
         self.decide(id, now, sink);
     }
 
@@ -82,8 +86,8 @@ impl Engine {
         if !matches!(&flow.state, State::Held(held) if asked(held)) {
             return;
         }
-        flow.facts.egress = Fact::Unknown;
-        flow.decision = None;
+        flow.opening.facts.egress = Fact::Unknown;
+        flow.opening.decision = None;
         match unresolved {
             Unresolved::NoRoute(failure) => {
                 self.refuse(id, Cause::Failed(failure), Reason::Unreachable, now, sink);
@@ -107,10 +111,10 @@ impl Engine {
         let State::Held(held) = &mut flow.state else { return };
         let Waiting::Egress(mapping) = held.waiting else { return };
         held.waiting = Waiting::Source;
-        flow.decision = None;
-        flow.facts.egress = Fact::Known(egress);
-        flow.route_changes += 1;
-        let too_often = flow.route_changes >= ROUTE_CHANGES;
+        flow.opening.decision = None;
+        flow.opening.facts.egress = Fact::Known(egress);
+        flow.opening.route_changes += 1;
+        let too_often = flow.opening.route_changes >= ROUTE_CHANGES;
         if let Some(mapping) = mapping {
             self.leave_mapping(mapping);
         }
@@ -125,26 +129,26 @@ impl Engine {
     fn decide(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) {
         let decision = loop {
             let Some(flow) = self.table.get_mut(id) else { return };
-            match self.policy.judge(&flow.facts) {
+            match self.policy.judge(&flow.opening.facts) {
                 Judgement::Decided(decision) => {
-                    flow.decision = Some((decision.verdict, decision.rule));
+                    flow.opening.decision = Some((decision.verdict, decision.rule));
                     break decision;
                 }
-                Judgement::Needs(Need::Owner) if flow.facts.local => {
+                Judgement::Needs(Need::Owner) if flow.opening.facts.local => {
                     if let State::Held(held) = &mut flow.state {
                         held.waiting = Waiting::Owner;
                     }
                     self.outputs.push_back(Output::Owner(
                         id,
-                        flow.facts.protocol,
-                        flow.facts.client(),
-                        flow.facts.destination(),
+                        flow.opening.facts.protocol,
+                        flow.opening.facts.client(),
+                        flow.opening.facts.destination(),
                     ));
                     self.arm(id);
                     return;
                 }
-                Judgement::Needs(Need::Owner) => flow.facts.owner = Fact::Unknown,
-                Judgement::Needs(Need::Source) => flow.facts.egress = Fact::Unknown,
+                Judgement::Needs(Need::Owner) => flow.opening.facts.owner = Fact::Unknown,
+                Judgement::Needs(Need::Source) => flow.opening.facts.egress = Fact::Unknown,
             }
         };
         match decision.verdict {
@@ -156,12 +160,13 @@ impl Engine {
 
     fn allow(&mut self, id: FlowId) {
         let Some(flow) = self.table.get_mut(id) else { return };
-        let (far, protocol) = (flow.far, flow.facts.protocol);
-        let Some(&egress) = flow.facts.egress.known() else { return };
+        let (far, protocol) = (flow.opening.far, flow.opening.facts.protocol);
+        let Some(&egress) = flow.opening.facts.egress.known() else { return };
         let key = MappingKey {
-            client: flow.facts.client(),
+            client: flow.opening.facts.client(),
             egress,
-            service: (far != flow.facts.destination()).then(|| flow.facts.destination()),
+            service: (far != flow.opening.facts.destination())
+                .then(|| flow.opening.facts.destination()),
         };
         let mapping = (protocol == Protocol::Udp).then(|| self.join_mapping(key));
         if let Some(flow) = self.table.get_mut(id)
@@ -191,11 +196,11 @@ impl Engine {
         if !matches!(flow.state, State::Held(_)) {
             return;
         }
-        let destination = flow.facts.destination().ip();
+        let destination = flow.opening.facts.destination().ip();
         let answer = if crate::cast::is_cast(destination) {
             Answer::Silence
         } else {
-            icmp::answer(cause, flow.facts.protocol, destination.is_ipv4())
+            icmp::answer(cause, flow.opening.facts.protocol, destination.is_ipv4())
         };
         let lasting = matches!(cause, Cause::Blocked | Cause::Unsupported);
         self.become_answered(id, answer, lasting, reason, now);
@@ -249,13 +254,7 @@ impl Engine {
         if let Waiting::Egress(Some(mapping)) = waiting {
             self.leave_mapping(mapping);
         }
-        self.report_end(id, reason, now);
-    }
-
-    fn report_end(&mut self, id: FlowId, reason: Reason, now: Instant) {
-        if let Some(copy) = self.copy_for_report(id) {
-            self.report(&copy, Stage::Closed, Some(reason), now);
-        }
+        self.tell(id, Stage::Closed, Some(reason), now);
     }
 
     /// Gives an answered flow's answer; `false` where that is silence.
@@ -265,7 +264,7 @@ impl Engine {
         if answered.lasting {
             answered.until = now + ANSWERED_IDLE;
         }
-        let (client, destination) = (flow.facts.client(), flow.facts.destination());
+        let (client, destination) = (flow.opening.facts.client(), flow.opening.facts.destination());
         match (answered.answer, &answered.syn) {
             (Answer::Silence, _) => return false,
             (Answer::Icmp(error), Some(syn)) => {
@@ -273,7 +272,7 @@ impl Engine {
             }
             (Answer::Icmp(error), None) => {
                 let mut quote = [0; icmp::QUOTED];
-                let length = if flow.facts.protocol == Protocol::Udp {
+                let length = if flow.opening.facts.protocol == Protocol::Udp {
                     icmp::quote_udp(
                         &mut quote,
                         (client.ip(), client.port()),

@@ -5,6 +5,7 @@ use crate::engine::{Engine, Output, write_reset};
 use crate::flow::tcp::{Far, Step, Stream};
 use crate::flow::{First, FlowId, Held, Key, Rings, State, Waiting};
 use crate::packet::{Packet, TCP, Tcp};
+use crate::report::Stage;
 use crate::stack::{Phase, Syn};
 use crate::{Dropped, Failure, Instant, Outcome, Protocol, Reason, Sink};
 use std::net::SocketAddr;
@@ -104,22 +105,22 @@ impl Engine {
         let waits = |held: &Held| matches!(held.waiting, Waiting::Egress(None));
         let flow = self.table.get_mut(id);
         let Some(flow) = flow.filter(|f| matches!(&f.state, State::Held(h) if waits(h))) else {
-            self.outputs.push_back(Output::Release(rings.id));
+            self.outputs.push_back(Output::Release(rings.id, 0));
             self.outputs.push_back(Output::Close(id));
             return;
         };
         let State::Held(Held { first: First::Syn(syn, mss), .. }) = &flow.state else { return };
         let syn = Syn {
             packet: syn,
-            client: flow.facts.client().ip(),
-            port: flow.facts.destination().port(),
+            client: flow.opening.facts.client().ip(),
+            port: flow.opening.facts.destination().port(),
             mss: *mss,
         };
         let endpoint = self.stack.accept(&syn, rings.to_far, rings.to_app, now, sink);
-        flow.state = State::Stream(Box::new(Stream::new(endpoint, rings.id)));
-        flow.egress_port = Some(port);
+        flow.state = State::Stream(Stream::new(endpoint, rings.id));
+        flow.opening.egress_port = Some(port);
         self.table.touch(id, now);
-        self.report_open(id, now);
+        self.tell(id, Stage::Open, None, now);
         self.mark_dirty(id);
         self.settle(id, now, sink);
     }

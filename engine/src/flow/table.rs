@@ -94,7 +94,7 @@ impl Table {
         let serial = self.next_serial;
         // Two bits fewer than the field holds: an event tag needs them.
         self.next_serial = (self.next_serial + 1) & (u32::MAX >> 2);
-        let touched = flow.opened;
+        let touched = flow.opening.opened;
         let slot = self.slots.insert(Slot {
             flow,
             serial,

@@ -16,6 +16,8 @@ pub(crate) struct Connection {
     id: FlowId,
     stream: Stream,
     connecting: bool,
+    /// An error or a hang-up was signalled.
+    gone: bool,
     readable: bool,
     writable: bool,
     /// The far side's end, an error or urgent data was signalled: a short read does not say
@@ -44,6 +46,7 @@ impl Connection {
             id,
             stream,
             connecting: true,
+            gone: false,
             readable: false,
             writable: false,
             exhaust: false,
@@ -58,6 +61,7 @@ impl Connection {
     /// Notes an event. `false`: the connect has an answer, see [`Connection::finish_connect`].
     pub(crate) fn ready(&mut self, flags: EventFlags) -> bool {
         let gone = flags.intersects(EventFlags::ERR | EventFlags::HUP);
+        self.gone |= gone;
         self.readable |= gone || flags.intersects(EventFlags::IN | EventFlags::RDHUP);
         self.writable |= gone || flags.contains(EventFlags::OUT);
         self.exhaust |= gone || flags.intersects(EventFlags::RDHUP | EventFlags::PRI);
@@ -66,7 +70,10 @@ impl Connection {
 
     /// The local port, or why there is no connection.
     pub(crate) fn finish_connect(&mut self) -> Result<u16, Failure> {
-        if let Some(errno) = self.stream.take_error() {
+        // Without an error event there is none to take.
+        if self.gone
+            && let Some(errno) = self.stream.take_error()
+        {
             return Err(failure(errno, 0));
         }
         self.connecting = false;
