@@ -668,7 +668,7 @@ fn total(counters: &Counters) -> u64 {
 #[test]
 #[ignore = "a measurement"]
 #[allow(clippy::disallowed_methods, reason = "it reads the clock to measure")]
-fn a_packet_costs_the_same_whatever_the_number_of_flows() {
+fn what_a_packet_costs_by_the_number_of_flows() {
     let trusted = Received { checksum: crate::Checksum::Trusted, segment: None };
     let of = |flow: usize, mut packet: Vec<u8>| {
         packet[14..16].copy_from_slice(&(flow as u16).to_be_bytes());
@@ -677,7 +677,6 @@ fn a_packet_costs_the_same_whatever_the_number_of_flows() {
         packet[10..12].copy_from_slice(&checksum.to_be_bytes());
         packet
     };
-    let mut first = None;
     for (flows, size) in
         [1, 1_000, 10_000].into_iter().flat_map(|flows| [(flows, 100), (flows, 1_400)])
     {
@@ -726,8 +725,6 @@ fn a_packet_costs_the_same_whatever_the_number_of_flows() {
         }
         let nanos = began.elapsed().as_nanos() as f64 / 200_000.0;
         println!("{flows} flows: {nanos:.0} ns for {size} bytes in, read and acknowledged");
-        let first = *first.get_or_insert(nanos);
-        assert!(nanos < first * 8.0, "the cost grows with the number of flows");
     }
 }
 
