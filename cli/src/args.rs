@@ -5,9 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TUNNELD_COMMIT"), ")");
+pub(crate) const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("TUNNELD_COMMIT"), ")");
 
-/// A userspace packet tunnel, flow filter and split resolver.
+/// A userspace packet tunnel, flow filter and split resolver
+///
+/// A flow is held until its owner, its source and its way out are known, then judged by the
+/// policy. What is blocked fails at once.
 #[derive(Debug, Parser)]
 #[command(name = "tunneld", version = VERSION, disable_help_subcommand = true)]
 #[command(max_term_width = 80)]
@@ -19,30 +23,39 @@ pub(crate) struct Cli {
     pub(crate) verb: Verb,
 }
 
-/// What to do.
+/// What to do. The first line of a verb's arguments says what it does; `tunneld VERB --help`
+/// and its manual page say the rest.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Run a command whose only way out is the filter; no root needed
     Exec(ExecArgs),
     /// Show the filter at work on loopback, in seconds
     Demo,
-    /// Check a policy: parse, compile, run its expectations
     Check(crate::check::CheckArgs),
-    /// Bring policy files into canonical form
     Fmt(crate::fmt::FmtArgs),
-    /// Say what a policy does with a flow, and why
     Explain(crate::explain::ExplainArgs),
+    Run(crate::run::RunArgs),
+    Status(crate::status::StatusArgs),
+    Flows(crate::flows::FlowsArgs),
+    Rules(crate::rules::RulesArgs),
+    Watch(crate::watch::WatchArgs),
+    Reload(crate::reload::ReloadArgs),
+    Diff(crate::diff::DiffArgs),
+    Cleanup(crate::cleanup::CleanupArgs),
+    Man(crate::man::ManArgs),
+    Completions(crate::completions::CompletionsArgs),
+    Schema(crate::schema::SchemaArgs),
     #[command(external_subcommand)]
     Other(Vec<OsString>),
 }
 
+/// Run a command whose only way out is the filter; no root needed
+///
+/// CMD runs in fresh namespaces; nothing of the host is touched. Without --policy
+/// everything is allowed.
+///
+/// Exit: CMD's own; 125 tunneld failed, 126 CMD not executable, 127 not found, 128+N killed
+/// by signal N.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-CMD runs in fresh namespaces; nothing of the host is touched. Without --policy
-everything is allowed.
-
-Exit: CMD's own; 125 tunneld failed, 126 CMD not executable, 127 not found,
-128+N killed by signal N.")]
 pub(crate) struct ExecArgs {
     /// A policy file, or a directory of *.policy files; may be given more than once
     #[arg(long, value_name = "PATH")]
@@ -68,29 +81,6 @@ pub(crate) struct ExecArgs {
 
 /// Verbs of the stable interface that later versions bring.
 pub(crate) const LATER: &[&str] = &[
-    "run",
-    "diff",
-    "reload",
-    "status",
-    "flows",
-    "rules",
-    "watch",
-    "top",
-    "set",
-    "dns",
-    "paths",
-    "leaks",
-    "doctor",
-    "capture",
-    "up",
-    "down",
-    "lock",
-    "unlock",
-    "cleanup",
-    "portal",
-    "fleet",
-    "import",
-    "completions",
-    "man",
-    "schema",
+    "top", "set", "dns", "paths", "leaks", "doctor", "capture", "up", "down", "lock", "unlock",
+    "portal", "fleet", "import",
 ];

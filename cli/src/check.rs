@@ -9,8 +9,9 @@ use crate::diagnostics;
 use crate::error::code;
 use crate::policy_files::{self, PolicyFiles};
 
-/// Checks a policy: reads it, compiles it and runs its `expect` tests. All errors of all
-/// files are shown at once.
+/// Check a policy: parse, compile, run its expectations
+///
+/// All errors of all files are shown at once. `expect` statements are the tests.
 ///
 /// Exit: 0 valid, 1 errors found, 2 wrong usage, 5 a file cannot be read.
 #[derive(Debug, Args)]

@@ -1,25 +1,75 @@
-//! Diagnostics of a policy, for people and for programs.
+//! Diagnostics of a policy or a configuration, for people and for programs.
 //!
 //! For people: rustc's look, at most 80 columns, colour only on a terminal and never
-//! under `NO_COLOR`. For programs: one JSON object a line.
+//! under `NO_COLOR`. For programs: one JSON object a line. The object says all that the look
+//! needs, so that the daemon's diagnostics are shown where its client runs.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
 use engine::policy::{Diagnostic, Place, Severity};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::config::Faults;
 use crate::policy_files::PolicyFiles;
 
 /// The width that everything is fit into.
-const COLUMNS: usize = 80;
+pub(crate) const COLUMNS: usize = 80;
+
+/// The code of a configuration's faults.
+const CONFIGURATION: &str = "configuration";
+
+/// A diagnostic as it is told: the object of `docs/json.md`, less its `event`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Told {
+    code: String,
+    severity: String,
+    #[serde(flatten)]
+    place: ToldPlace,
+    message: String,
+    help: Option<String>,
+    related: Vec<ToldRelated>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct ToldPlace {
+    file: String,
+    line: usize,
+    column: usize,
+    end_line: usize,
+    end_column: usize,
+    excerpt: ToldExcerpt,
+}
+
+/// A part of one line, and which bytes of it are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct ToldExcerpt {
+    text: String,
+    start: usize,
+    end: usize,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct ToldRelated {
+    #[serde(flatten)]
+    place: ToldPlace,
+    message: String,
+}
 
 /// Prints to standard error.
 pub(crate) fn print(diagnostics: &[Diagnostic], files: &PolicyFiles) {
+    let told = diagnostics.iter().map(|diagnostic| Told::of(diagnostic, &|s| files.path_of(s)));
+    print_told(&told.collect::<Vec<_>>());
+}
+
+/// Prints to standard error.
+pub(crate) fn print_told(diagnostics: &[Told]) {
     let mut out = io::stderr().lock();
     for diagnostic in diagnostics {
         // A closed standard error leaves nobody to tell.
-        let _ = writeln!(out, "{}\n", render(diagnostic, files, colour()));
+        let _ = writeln!(out, "{}\n", diagnostic.render(colour()));
     }
 }
 
@@ -31,28 +81,137 @@ pub(crate) fn line(line: impl std::fmt::Display) {
 
 /// One object for each diagnostic.
 pub(crate) fn object(diagnostic: &Diagnostic, files: &PolicyFiles) -> Value {
-    let place = |place: &Place| {
-        json!({
-            "file": files.path_of(&place.source).to_string_lossy(),
-            "line": place.line,
-            "column": place.column,
-            "end_line": place.end_line,
-            "end_column": place.end_column,
-        })
-    };
-    let mut object = place(&diagnostic.place);
-    let related = diagnostic.related.iter().map(|related| {
-        let mut object = place(&related.place);
-        object["message"] = json!(related.message);
+    Told::of(diagnostic, &|source| files.path_of(source)).object()
+}
+
+impl Told {
+    /// `path_of` says where the text of a source lies.
+    pub(crate) fn of(diagnostic: &Diagnostic, path_of: &dyn Fn(&str) -> PathBuf) -> Self {
+        let place = |place: &Place| ToldPlace {
+            file: path_of(&place.source).to_string_lossy().into_owned(),
+            line: place.line,
+            column: place.column,
+            end_line: place.end_line,
+            end_column: place.end_column,
+            excerpt: ToldExcerpt {
+                text: place.excerpt.text.clone(),
+                start: place.excerpt.highlight.start,
+                end: place.excerpt.highlight.end,
+            },
+        };
+        let related = diagnostic.related.iter().map(|related| ToldRelated {
+            place: place(&related.place),
+            message: related.message.clone(),
+        });
+        Self {
+            code: diagnostic.code.to_owned(),
+            severity: diagnostic.severity.as_str().to_owned(),
+            place: place(&diagnostic.place),
+            message: diagnostic.message.clone(),
+            help: diagnostic.help.clone(),
+            related: related.collect(),
+        }
+    }
+
+    /// The faults of a configuration, whose text is `text`.
+    pub(crate) fn of_faults(faults: &Faults, text: &str) -> Vec<Self> {
+        let told = faults.faults.iter().map(|fault| {
+            let line = text.lines().nth(fault.line.saturating_sub(1)).unwrap_or_default();
+            let mut marks = line.char_indices().skip(fault.column.saturating_sub(1));
+            let start = marks.next().map_or(line.len(), |(at, _)| at);
+            let end = marks.next().map_or(line.len(), |(at, _)| at);
+            Self {
+                code: CONFIGURATION.to_owned(),
+                severity: Severity::Error.as_str().to_owned(),
+                place: ToldPlace {
+                    file: faults.file.to_string_lossy().into_owned(),
+                    line: fault.line,
+                    column: fault.column,
+                    end_line: fault.line,
+                    end_column: fault.column,
+                    excerpt: ToldExcerpt { text: line.to_owned(), start, end },
+                },
+                message: fault.message.clone(),
+                help: fault.help.clone(),
+                related: Vec::new(),
+            }
+        });
+        told.collect()
+    }
+
+    /// Moves it to where it stands in something that a user wrote on the command line as
+    /// `file`, and that was read behind `lead` bytes of a line.
+    pub(crate) fn in_argument(mut self, file: &str, lead: usize) -> Self {
+        let related = self.related.iter_mut().map(|related| &mut related.place);
+        for place in std::iter::once(&mut self.place).chain(related) {
+            file.clone_into(&mut place.file);
+            (place.line, place.end_line) = (1, 1);
+            place.column = place.column.saturating_sub(lead).max(1);
+            place.end_column = place.end_column.saturating_sub(lead).max(1);
+            if let Some(text) = place.excerpt.text.get(lead..) {
+                place.excerpt.text = text.to_owned();
+                place.excerpt.start = place.excerpt.start.saturating_sub(lead);
+                place.excerpt.end = place.excerpt.end.saturating_sub(lead);
+            }
+        }
+        self
+    }
+
+    pub(crate) fn is_error(&self) -> bool {
+        self.severity == Severity::Error.as_str()
+    }
+
+    pub(crate) fn object(&self) -> Value {
+        let mut object = json!(self);
+        object["event"] = json!("diagnostic");
         object
-    });
-    object["event"] = json!("diagnostic");
-    object["code"] = json!(diagnostic.code);
-    object["severity"] = json!(diagnostic.severity.as_str());
-    object["message"] = json!(diagnostic.message);
-    object["help"] = json!(diagnostic.help);
-    object["related"] = related.collect();
-    object
+    }
+
+    fn render(&self, colour: bool) -> String {
+        let level = if self.is_error() { Level::ERROR } else { Level::WARNING };
+        let lead = self.severity.len() + self.code.len() + "[]: ".len();
+        let title = wrap(&self.message, lead);
+        let title = level.primary_title(title).id(self.code.as_str());
+        let mut group = self.place.show(Group::with_title(title), true);
+        if let Some(help) = &self.help {
+            let lead = self.place.gutter() + "= help: ".len();
+            group = group.element(Level::HELP.message(wrap(help, lead)));
+        }
+        let mut groups = vec![group];
+        for related in &self.related {
+            let title = Level::NOTE.secondary_title(wrap(&related.message, "note: ".len()));
+            groups.push(related.place.show(Group::with_title(title), false));
+        }
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        let text = renderer.term_width(COLUMNS).render(&groups);
+        // Between an origin and its snippet stands a line of three colons, which says nothing.
+        let lines = text.lines().filter(|line| !line.contains(":::") || line.contains('|'));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl ToldPlace {
+    fn show<'d>(&'d self, group: Group<'d>, primary: bool) -> Group<'d> {
+        let kind = if primary { AnnotationKind::Primary } else { AnnotationKind::Context };
+        let ToldExcerpt { text, start, end } = &self.excerpt;
+        // An object may come from elsewhere.
+        let highlight = if text.get(*start..*end).is_some() { *start..*end } else { 0..0 };
+        let before = text.get(..highlight.start).unwrap_or_default();
+        let column = before.chars().count() + 1;
+        let snippet =
+            Snippet::source(text.as_str()).line_start(self.line).annotation(kind.span(highlight));
+        if column == self.column {
+            return group.element(snippet.path(&self.file));
+        }
+        // The excerpt is a part of a long line: the renderer cannot count the column.
+        let origin = Origin::path(&self.file).line(self.line).char_column(self.column);
+        group.element(origin).element(snippet)
+    }
+
+    /// The width of the line numbers' column and the space after it.
+    fn gutter(&self) -> usize {
+        self.line.to_string().len() + 1
+    }
 }
 
 /// `2 errors, 1 warning`
@@ -75,52 +234,6 @@ pub(crate) fn count(diagnostics: &[Diagnostic]) -> String {
 fn colour() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     !refused && io::stderr().is_terminal()
-}
-
-fn render(diagnostic: &Diagnostic, files: &PolicyFiles, colour: bool) -> String {
-    let level = match diagnostic.severity {
-        Severity::Error => Level::ERROR,
-        Severity::Warning => Level::WARNING,
-    };
-    let lead = diagnostic.severity.as_str().len() + diagnostic.code.len() + "[]: ".len();
-    let title = wrap(&diagnostic.message, lead);
-    let title = level.primary_title(title).id(diagnostic.code);
-    let mut group = place(Group::with_title(title), &diagnostic.place, files, true);
-    if let Some(help) = &diagnostic.help {
-        let lead = gutter(&diagnostic.place) + "= help: ".len();
-        group = group.element(Level::HELP.message(wrap(help, lead)));
-    }
-    let mut groups = vec![group];
-    for related in &diagnostic.related {
-        let title = Level::NOTE.secondary_title(wrap(&related.message, "note: ".len()));
-        groups.push(place(Group::with_title(title), &related.place, files, false));
-    }
-    let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
-    let text = renderer.term_width(COLUMNS).render(&groups);
-    // Between an origin and its snippet stands a line of three colons, which says nothing.
-    let lines = text.lines().filter(|line| !line.contains(":::") || line.contains('|'));
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-fn place<'d>(group: Group<'d>, place: &'d Place, files: &PolicyFiles, primary: bool) -> Group<'d> {
-    let path = files.path_of(&place.source).to_string_lossy().into_owned();
-    let kind = if primary { AnnotationKind::Primary } else { AnnotationKind::Context };
-    let excerpt = &place.excerpt;
-    let snippet = Snippet::source(excerpt.text.as_str())
-        .line_start(place.line)
-        .annotation(kind.span(excerpt.highlight.clone()));
-    let before = excerpt.text.get(..excerpt.highlight.start).unwrap_or_default();
-    if before.chars().count() + 1 == place.column {
-        return group.element(snippet.path(path));
-    }
-    // The excerpt is a part of a long line: the renderer cannot count the column.
-    let origin = Origin::path(path).line(place.line).char_column(place.column);
-    group.element(origin).element(snippet)
-}
-
-/// The width of the line numbers' column and the space after it.
-fn gutter(place: &Place) -> usize {
-    place.line.to_string().len() + 1
 }
 
 /// Breaks a message so that no line is wider than the terminal; `lead` is what stands
@@ -155,7 +268,8 @@ mod tests {
             Ok((_, found)) | Err(found) => found,
         };
         let files = PolicyFiles::default();
-        found.iter().map(|diagnostic| render(diagnostic, &files, false)).collect()
+        let told = found.iter().map(|d| Told::of(d, &|source| files.path_of(source)));
+        told.map(|told| told.render(false)).collect()
     }
 
     #[test]
@@ -200,9 +314,33 @@ error[host-bits]: `10.0.0.1/8` has bits set beyond its first 8
             "event": "diagnostic", "code": "unknown-statement", "severity": "error",
             "file": "a.policy", "line": 2, "column": 1, "end_line": 2, "end_column": 5,
             "message": "`alow` begins no statement", "help": "did you mean `allow`?",
-            "related": [],
+            "related": [], "excerpt": { "text": "alow", "start": 0, "end": 4 },
         });
         assert_eq!(object, want);
         assert_eq!(count(&found), "2 errors");
+        let back: Told = serde_json::from_value(object).expect("what was told");
+        assert_eq!(back, Told::of(&found[0], &|source| source.into()));
+    }
+
+    #[test]
+    fn an_object_from_elsewhere_is_shown_however_it_is() {
+        let mut told = Told::of(&faulty()[0], &|source| source.into());
+        told.place.excerpt.end = 1_000_000;
+        told.place.column = 7_000;
+        assert!(told.render(false).contains("a.policy:2:7000"));
+    }
+
+    #[test]
+    fn faults_of_a_configuration() {
+        let text = "[device]\nmtu = 1\n";
+        let faults = crate::config::parse(std::path::Path::new("t.toml"), text).expect_err("bad");
+        let told = Told::of_faults(&faults, text);
+        let shown = told[0].render(false);
+        assert!(shown.contains("--> t.toml:2:7\n") && shown.contains("2 | mtu = 1\n"), "{shown}");
+    }
+
+    fn faulty() -> Vec<Diagnostic> {
+        let source = Source { name: "a.policy".into(), text: "policy 1\nalow\n".into() };
+        Policy::load(&[source], &NoEnvironment).expect_err("a bad policy")
     }
 }

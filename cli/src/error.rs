@@ -13,6 +13,8 @@ pub(crate) mod code {
     pub(crate) const USAGE: u8 = 2;
     /// The daemon is not running.
     pub(crate) const NO_DAEMON: u8 = 3;
+    /// Whoever asked may not.
+    pub(crate) const NOT_PERMITTED: u8 = 4;
     /// The verb failed.
     pub(crate) const FAILED: u8 = 5;
     /// `exec`: tunneld itself failed.

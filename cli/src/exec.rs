@@ -15,14 +15,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use dns::discover::ResolvConf;
 use engine::policy::Policy;
-use engine::{DeviceName, Dropped, Engine, Instant, Report, Services};
+use engine::{DeviceName, Dropped, Own, Report, Services};
 use ipnet::IpNet;
-use rustix::process::{Resource, getrlimit, setrlimit};
-use tunnel::device::{Device, Tun};
-use tunnel::driver::{Driver, Parts, Totals};
+use tunnel::driver::Totals;
 use tunnel::owner::Owners;
-use tunnel::rings::Pool;
-use tunnel::source::Routes;
 
 use crate::args::ExecArgs;
 use crate::config::{self, Config};
@@ -30,6 +26,7 @@ use crate::error::{Refusal, code};
 use crate::policy_files;
 use crate::report::{Clock, Writer};
 use crate::sandbox::{self, Plan, SpawnError, Status};
+use crate::shards::{Blueprint, raise_descriptors};
 
 /// The servers that programs inside may be told of. Any would do, as every query is answered
 /// by us, but it must be another host to them, and one that they have an address to reach with.
@@ -41,8 +38,6 @@ const INSIDE_DNS: [IpAddr; 4] = [
 ];
 /// Reports that may wait for the disk.
 const REPORTS: usize = 65_536;
-/// Descriptors kept for everything that is not a flow.
-const RESERVED_DESCRIPTORS: u64 = 64;
 /// Names a file that gets the counters at the end, as one JSON object.
 const COUNTERS: &str = "TUNNELD_COUNTERS";
 
@@ -58,7 +53,7 @@ pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<u8> {
 }
 
 fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
-    let config = read_config(args.config.as_deref())?;
+    let config = args.config.as_deref().map_or_else(|| Ok(Config::default()), config::read)?;
     let policy = read_policy(args, &config)?;
     let report = args.report.as_deref().map(open_report).transpose()?;
     let resolv_conf =
@@ -79,21 +74,7 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
     let mut sandbox = sandbox::spawn(&plan).map_err(refuse)?;
 
     // CMD keeps the limit that tunneld was started with: it was forked before.
-    let descriptors = raise_descriptors();
-    let tun = sandbox.tun.pop().context("the sandbox has a queue")?;
-    let device = Tun::adopt(tun).context("cannot use the TUN device")?;
-    let flows = config.limits.flows.min(descriptors);
-    let engine_config = engine::Config {
-        mtu: config.device.mtu,
-        offload: device.offload(),
-        udp_offload: device.udp_offload(),
-        flows,
-        half_open: (flows / 4).max(8),
-        own: None,
-        reports: report.is_some(),
-        services,
-        seed: random_seed()?,
-    };
+    raise_descriptors();
     let (reports, received) = match &report {
         Some(_) => {
             let (sender, receiver) = sync_channel(REPORTS);
@@ -101,15 +82,20 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         }
         None => (None, None),
     };
-    let driver = Driver::new(Parts {
-        engine: Engine::new(engine_config, Arc::new(policy), Instant::ZERO),
-        device,
-        routes: Routes::open().context("cannot look up routes")?,
-        owners: sandbox.sock_diag.pop().and_then(|socket| Owners::new(socket).ok()),
-        rings: Pool::new(config.limits.memory),
+    let blueprint = Blueprint {
+        config: &config,
+        policy: Arc::new(policy),
+        own: Own::Every,
+        services,
         mark: None,
+        shards: 1,
         reports,
-    })?;
+    };
+    let queue = sandbox.tun.pop().context("the sandbox has a queue")?;
+    let owners = sandbox.sock_diag.pop().and_then(|socket| Owners::new(socket).ok());
+    let driver = blueprint.build(0, queue, owners)?;
+    // The writer of reports ends when nobody can send one any more.
+    drop(blueprint);
     let handle = driver.handle();
     let clock = Clock { epoch: SystemTime::now() - driver.epoch().elapsed() };
     let writer = report
@@ -136,13 +122,6 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         Status::Exited(code) => code,
         Status::Signaled(signal) => 128u8.wrapping_add(signal),
     })
-}
-
-fn read_config(file: Option<&Path>) -> anyhow::Result<Config> {
-    let Some(file) = file else { return Ok(Config::default()) };
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Refusal::new(code::EXEC_FAILED, format!("{}: {error}", file.display())))?;
-    Ok(config::parse(file, &text)?)
 }
 
 fn read_policy(args: &ExecArgs, config: &Config) -> anyhow::Result<Policy> {
@@ -205,31 +184,19 @@ fn host_has_ipv6() -> bool {
     })
 }
 
-/// Raises the soft limit of descriptors to the hard one and says how many flows that allows.
-fn raise_descriptors() -> usize {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    // Where it is refused the old limit stands.
-    let _ = setrlimit(Resource::Nofile, limit);
-    let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(current.saturating_sub(RESERVED_DESCRIPTORS)).unwrap_or(usize::MAX).max(16)
-}
-
-fn random_seed() -> anyhow::Result<u64> {
-    let mut seed = [0u8; 8];
-    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
-        .context("no random numbers")?;
-    Ok(u64::from_ne_bytes(seed))
-}
-
 /// How long reports gather before they are written.
 const GATHER: Duration = Duration::from_millis(5);
 
-fn write_reports(file: File, reports: &Receiver<Report>, clock: Clock) -> std::io::Result<()> {
+fn write_reports(
+    file: File,
+    reports: &Receiver<(usize, Report)>,
+    clock: Clock,
+) -> std::io::Result<()> {
     let mut writer = Writer::new(BufWriter::new(file), clock);
-    while let Ok(report) = reports.recv() {
+    // There is one shard.
+    while let Ok((_, report)) = reports.recv() {
         writer.write(&report)?;
-        while let Ok(report) = reports.try_recv() {
+        while let Ok((_, report)) = reports.try_recv() {
             writer.write(&report)?;
         }
         // A reader that follows the file sees whole lines as they come.
@@ -254,6 +221,7 @@ fn write_counters(totals: &Totals) -> anyhow::Result<()> {
     let object = serde_json::json!({
         "packets_in": counters.packets_in,
         "to_app": counters.to_app,
+        "older": counters.older,
         "to_egress": counters.to_egress,
         "held": counters.held,
         "dropped": dropped(&counters.dropped),

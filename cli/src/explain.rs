@@ -6,16 +6,23 @@ use std::path::PathBuf;
 use clap::Args;
 use engine::Protocol;
 use engine::policy::{
-    AssumedSource, Decision, Explanation, Hypothesis, Outcome, Policy, RuleTried, Verdict,
+    AssumedSource, Decision, Explanation, Hypothesis, Outcome, RuleTried, Verdict,
 };
 use serde_json::{Value, json};
 
+use crate::client::{Client, Target};
+use crate::daemon::{Asked, AskedProtocol};
 use crate::diagnostics;
 use crate::error::{Refusal, code};
 use crate::policy_files;
+use crate::shown;
 
+/// Say what a policy does with a flow, and why
+///
 /// Shows what a policy would do with a flow: the way out, every rule tried and why it
 /// matches or not, the verdict, and the error that the app would get. No packet is sent.
+/// Without --policy the daemon is asked: for the policy in force, and for the source that
+/// the kernel would choose.
 ///
 /// Exit: 0 allowed, 1 blocked or dropped, 2 wrong usage, 3 the daemon does not run.
 #[derive(Debug, Args)]
@@ -41,6 +48,8 @@ pub(crate) struct ExplainArgs {
     /// A policy file, or a directory of *.policy files; may be given more than once
     #[arg(long, value_name = "PATH")]
     policy: Vec<PathBuf>,
+    #[command(flatten)]
+    daemon: Target,
 }
 
 /// A destination and its port.
@@ -58,11 +67,6 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
     if args.app.is_some() {
         return Err(Refusal::new(code::USAGE, "`--app`: not in this version").into());
     }
-    if args.policy.is_empty() {
-        return Err(Refusal::new(code::NO_DAEMON, "explain: daemon not running")
-            .help("`--policy PATH` explains a policy without the daemon")
-            .into());
-    }
     let uid = args.user.as_deref().map(uid).transpose()?;
     let flow = Hypothesis {
         protocol: args.protocol,
@@ -71,36 +75,66 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
         port: args.destination.port,
         client: args.client,
         uid,
+        egress: None,
     };
     flow.check().map_err(|error| Refusal::new(code::USAGE, format!("explain: {error}")))?;
+    let told = if args.policy.is_empty() { ask(args, &flow, json)? } else { alone(args, &flow)? };
+    if json {
+        diagnostics::line(&told);
+    } else {
+        diagnostics::line(text(&told).trim_end());
+    }
+    Ok(if told["verdict"] == Verdict::Allow.as_str() { code::DONE } else { code::FINDING })
+}
+
+/// By the policy of the command line.
+fn alone(args: &ExplainArgs, flow: &Hypothesis) -> anyhow::Result<Value> {
     let policy = policy_files::load(&args.policy, code::FINDING)?;
-    let told = match policy.explain(&flow) {
-        Ok(told) => told,
+    match policy.explain(flow) {
+        Ok(told) => Ok(object(flow, &told)),
         Err(dependence) => {
             let said = |(address, decision): (IpAddr, Decision)| {
-                format!(
-                    "{} from {address} by {}",
-                    decision.verdict,
-                    policy.rule_name(decision.rule)
-                )
+                let rule = policy.rule_name(decision.rule);
+                format!("{} from {address} by {rule}", decision.verdict)
             };
             let (one, other) = (said(dependence.one), said(dependence.other));
             let what = format!("explain: the verdict depends on the source: {one}, {other}");
-            return Err(Refusal::new(code::FINDING, what).help("give an address as SRC").into());
+            Err(Refusal::new(code::FINDING, what).help("give an address as SRC").into())
         }
-    };
-    if json {
-        diagnostics::line(object(&flow, &told));
-    } else {
-        diagnostics::line(text(&flow, &told, &policy).trim_end());
     }
-    Ok(match told.verdict {
-        Verdict::Allow => code::DONE,
-        Verdict::Block | Verdict::Drop => code::FINDING,
-    })
 }
 
-fn object(flow: &Hypothesis, told: &Explanation) -> Value {
+/// By the daemon's, and with the kernel's choice of a source.
+fn ask(args: &ExplainArgs, flow: &Hypothesis, json: bool) -> anyhow::Result<Value> {
+    let asked = Asked {
+        protocol: match flow.protocol {
+            Protocol::Tcp => AskedProtocol::Tcp,
+            Protocol::Udp => AskedProtocol::Udp,
+            Protocol::Icmp => AskedProtocol::Icmp,
+        },
+        source: match flow.source {
+            AssumedSource::Any => None,
+            AssumedSource::Address(address) => Some(address),
+        },
+        destination: flow.destination,
+        port: flow.port,
+        client: flow.client,
+        uid: flow.uid,
+    };
+    let mut client = Client::connect("explain", &args.daemon, json).map_err(|error| match error
+        .downcast::<Refusal>(
+    ) {
+        Ok(refusal) if refusal.code() == code::NO_DAEMON => {
+            refusal.help("`--policy PATH` explains a policy without the daemon").into()
+        }
+        Ok(refusal) => refusal.into(),
+        Err(error) => error,
+    })?;
+    client.post("/v1/explain", &serde_json::to_value(asked)?)
+}
+
+/// The object of `docs/json.md`.
+pub(crate) fn object(flow: &Hypothesis, told: &Explanation) -> Value {
     let tried = |rule: &RuleTried| {
         let clauses = rule.clauses.iter();
         let clauses = clauses.map(|c| json!({ "text": c.text, "outcome": c.outcome.as_str() }));
@@ -109,11 +143,19 @@ fn object(flow: &Hypothesis, told: &Explanation) -> Value {
             "matched": rule.matched, "clauses": clauses.collect::<Value>(),
         })
     };
+    let egress = flow.egress.map(|egress| {
+        json!({
+            "address": egress.address, "port": null, "device": egress.device.as_str(),
+            "underlay": null,
+        })
+    });
     json!({
         "event": "explain",
         "protocol": flow.protocol.to_string(),
         "client": flow.client,
         "source": address_of(flow),
+        "egress": egress,
+        "unresolved": null,
         "destination": socket(flow),
         "uid": flow.uid,
         "routes": told.routes.iter().map(tried).collect::<Value>(),
@@ -121,69 +163,80 @@ fn object(flow: &Hypothesis, told: &Explanation) -> Value {
         "rules": told.rules.iter().map(tried).collect::<Value>(),
         "verdict": told.verdict.as_str(),
         "rule": told.rule,
+        "generation": null,
         "errno": told.error.and_then(|error| error.errno),
         "answer": told.error.map(|error| error.how),
     })
 }
 
 /// The same, to be read, in 80 columns.
-fn text(flow: &Hypothesis, told: &Explanation, policy: &Policy) -> String {
+fn text(told: &Value) -> String {
     let mut out = String::new();
     let mut line = |label: &str, value: &str| {
         out.push_str(&clipped(&format!("{label:<12}{value}")));
         out.push('\n');
     };
-    line("flow", &format!("{} to {}", flow.protocol, socket(flow)));
-    if let Some(client) = flow.client {
-        line("client", &client.to_string());
+    let word = |key: &str| Some(shown::word(&told[key])).filter(|word| !word.is_empty());
+    let or = |key: &str, other: &str| word(key).unwrap_or_else(|| other.to_owned());
+    line("flow", &format!("{} to {}", or("protocol", ""), or("destination", "")));
+    for label in ["client", "uid"] {
+        if let Some(value) = word(label) {
+            line(label, &value);
+        }
     }
-    if let Some(uid) = flow.uid {
-        line("uid", &uid.to_string());
-    }
-    for route in &told.routes {
-        line(if route.matched { "route" } else { "not route" }, &heading(route));
+    let list = |key: &str| told[key].as_array().map_or(&[][..], Vec::as_slice);
+    for route in list("routes") {
+        line(if route["matched"] == true { "route" } else { "not route" }, &heading(route));
         why(route, &mut line);
     }
-    line("way out", told.via);
-    line("source", &address_of(flow).map_or_else(|| "any".to_owned(), |a| a.to_string()));
-    for rule in &told.rules {
-        line(if rule.matched { "match" } else { "no match" }, &heading(rule));
+    line("way out", &or("via", ""));
+    match told["egress"]["device"].as_str() {
+        Some(device) => line("source", &format!("{} by {device}", or("source", "any"))),
+        None => line("source", &or("source", "any")),
+    }
+    if let Some(why) = word("unresolved") {
+        line("", &why);
+    }
+    for rule in list("rules") {
+        line(if rule["matched"] == true { "match" } else { "no match" }, &heading(rule));
         why(rule, &mut line);
     }
-    let rules = policy.summary().rules;
-    if told.rules.iter().all(|rule| !rule.matched) {
-        let tried = format!("no rule matches ({rules} tried)");
-        line("default", &tried);
+    if list("rules").iter().all(|rule| rule["matched"] != true) {
+        // Then all of them were tried.
+        line("default", &format!("no rule matches ({} tried)", list("rules").len()));
     }
-    line("verdict", &format!("{} by {}", told.verdict, told.rule));
-    match told.error {
+    let generation = word("generation").map(|g| format!(", generation {g}")).unwrap_or_default();
+    line("verdict", &format!("{} by {}{generation}", or("verdict", ""), or("rule", "")));
+    match word("answer") {
         None => line("app", "gets no error from the policy"),
-        Some(error) => {
-            line("app", error.errno.unwrap_or("no error"));
-            line("", error.how);
+        Some(how) => {
+            line("app", &or("errno", "no error"));
+            line("", &how);
         }
     }
     out
 }
 
 /// `FILE:LINE` and the rule.
-fn heading(rule: &RuleTried) -> String {
-    format!("{}:{} {}", rule.file, rule.line, rule.text)
+fn heading(rule: &Value) -> String {
+    let text = |key: &str| rule[key].as_str().unwrap_or_default();
+    format!("{}:{} {}", text("file"), rule["line"], text("text"))
 }
 
 /// What kept a rule from matching.
-fn why(rule: &RuleTried, line: &mut impl FnMut(&str, &str)) {
-    for clause in &rule.clauses {
-        match clause.outcome {
-            Outcome::Holds => {}
-            Outcome::Fails => line("", &format!("does not hold: {}", clause.text)),
-            Outcome::Unknown => line("", &format!("not known:     {}", clause.text)),
+fn why(rule: &Value, line: &mut impl FnMut(&str, &str)) {
+    for clause in rule["clauses"].as_array().map_or(&[][..], Vec::as_slice) {
+        let text = clause["text"].as_str().unwrap_or_default();
+        if clause["outcome"] == Outcome::Fails.as_str() {
+            line("", &format!("does not hold: {text}"));
+        } else if clause["outcome"] == Outcome::Unknown.as_str() {
+            line("", &format!("not known:     {text}"));
         }
     }
 }
 
 /// Cut at 80 columns: a rule may be as long as its author liked.
-fn clipped(line: &str) -> String {
+pub(crate) fn clipped(line: &str) -> String {
     const COLUMNS: usize = 80;
     match line.char_indices().nth(COLUMNS) {
         None => line.trim_end().to_owned(),
@@ -194,7 +247,7 @@ fn clipped(line: &str) -> String {
 /// The source, where it is given.
 fn address_of(flow: &Hypothesis) -> Option<IpAddr> {
     match flow.source {
-        AssumedSource::Any => flow.client,
+        AssumedSource::Any => flow.client.or_else(|| flow.egress.map(|e| e.address)),
         AssumedSource::Address(address) => Some(address),
     }
 }

@@ -12,7 +12,9 @@ use crate::diagnostics;
 use crate::error::{Refusal, code};
 use crate::policy_files::{self, PolicyFiles};
 
-/// Writes policy files in their canonical form: one space between words, addresses and
+/// Bring policy files into canonical form
+///
+/// That is one space between words, addresses and
 /// domains in their usual spelling. Comments, blank lines and order stay.
 ///
 /// Exit: 0 done, 1 a file differs (--check) or is no policy, 2 wrong usage, 5 a file

@@ -3,16 +3,33 @@
 
 mod args;
 mod check;
+mod cleanup;
+mod client;
+mod completions;
 mod config;
+mod control;
+mod daemon;
 mod demo;
 mod diagnostics;
+mod diff;
 mod error;
 mod exec;
 mod explain;
+mod flows;
 mod fmt;
+mod man;
 mod policy_files;
+mod policy_sent;
+mod reload;
 mod report;
+mod rules;
+mod run;
 pub mod sandbox;
+mod schema;
+mod shards;
+mod shown;
+mod status;
+mod watch;
 
 use std::io::IsTerminal;
 
@@ -35,6 +52,17 @@ pub fn main() -> u8 {
         Verb::Check(args) => check::run(&args, json),
         Verb::Fmt(args) => fmt::run(&args, json),
         Verb::Explain(args) => explain::run(&args, json),
+        Verb::Run(args) => run::run(&args),
+        Verb::Status(args) => status::run(&args, json),
+        Verb::Flows(args) => flows::run(&args, json),
+        Verb::Rules(args) => rules::run(&args, json),
+        Verb::Watch(args) => watch::run(&args, json),
+        Verb::Reload(args) => reload::run(&args, json),
+        Verb::Diff(args) => diff::run(&args, json),
+        Verb::Cleanup(args) => cleanup::run(&args, json),
+        Verb::Man(args) => man::run(&args, json),
+        Verb::Completions(args) => Ok(completions::run(&args, json)),
+        Verb::Schema(args) => Ok(schema::run(&args, json)),
         Verb::Other(words) => {
             let verb = words.first().map(|w| w.to_string_lossy()).unwrap_or_default();
             Err(if args::LATER.contains(&&*verb) { later(&verb) } else { unknown(&verb) })

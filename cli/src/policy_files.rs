@@ -9,11 +9,17 @@ use std::process::{Command, Stdio};
 
 use engine::policy::{self, Diagnostic, Environment, Policy, ReadError, Source};
 
+use crate::config::Config;
 use crate::diagnostics;
 use crate::error::{Refusal, code};
 
 /// Where the policy is when nobody says otherwise.
 pub(crate) const DIRECTORY: &str = "/etc/tunneld/policy.d";
+
+/// Where a daemon with this configuration reads its policy.
+pub(crate) fn directory(config: &Config) -> PathBuf {
+    config.policy.clone().unwrap_or_else(|| DIRECTORY.into())
+}
 
 /// The files of a policy in the order in which they count.
 #[derive(Debug, Default)]
@@ -75,8 +81,19 @@ impl PolicyFiles {
     /// # Errors
     /// Everything that is wrong.
     pub(crate) fn load(&self) -> Result<(Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
+        self.load_with(self)
+    }
+
+    /// The same, asking somebody else for users and the files of sets.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub(crate) fn load_with(
+        &self,
+        environment: &dyn Environment,
+    ) -> Result<(Policy, Vec<Diagnostic>), Vec<Diagnostic>> {
         if self.unreadable.is_empty() {
-            return Policy::load(&self.sources(), self);
+            return Policy::load(&self.sources(), environment);
         }
         // What the files say together cannot be known without all of them.
         Err(self.check_syntax().err().unwrap_or_default())

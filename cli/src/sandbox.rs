@@ -56,7 +56,6 @@ mod namespaces;
 mod network;
 mod process;
 mod resolv;
-mod rtnetlink;
 mod signals;
 mod sysctl;
 

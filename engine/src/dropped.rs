@@ -99,6 +99,9 @@ pub struct Counters {
     pub packets_in: u64,
     /// [`Outcome::ToApp`].
     pub to_app: u64,
+    /// Of these, resets for TCP segments that belong to no flow and open none: of
+    /// connections older than the capture.
+    pub older: u64,
     /// [`Outcome::ToEgress`].
     pub to_egress: u64,
     /// [`Outcome::Held`].

@@ -12,13 +12,20 @@
 //!   [`Engine::with_app_data`] to the far side's socket and [`Engine::with_room`] to its
 //!   receive call, then [`Engine::settle`].
 //! * [`Engine::poll_timeout`] may change after any of these calls.
+//! * [`Engine::reload`] changes the policy; [`Engine::rejudge`], [`Engine::compare`],
+//!   [`Engine::list`] and [`Engine::seek`] go over live flows in pieces (`walk`).
+//! * After a panic in any of them the flow to end is [`Engine::carried`] (`broken`).
 
+mod broken;
 mod datagram;
 mod judge;
 mod limit;
+mod own;
+mod reload;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -41,6 +48,13 @@ use crate::stack::Stack;
 use crate::timers::Timers;
 use crate::{Egress, Facts, Failure, Instant, Owner, Protocol, Reason};
 
+pub use own::Own;
+pub use walk::{PIECE, Walk};
+
+pub(crate) use reload::Edition;
+
+use own::Whose;
+
 /// What an engine is built with.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -54,15 +68,22 @@ pub struct Config {
     pub flows: usize,
     /// Of these, flows that are not open yet: each may hold a descriptor.
     pub half_open: usize,
-    /// Client addresses of this host's own flows; a flow of another one is forwarded.
-    /// `None`: every flow is this host's own (`exec`).
-    pub own: Option<Vec<IpAddr>>,
+    /// Which flows are this host's own.
+    pub own: Own,
     /// Whether to tell of flows ([`Output::Report`]).
     pub reports: bool,
     /// Destinations that stand for something else.
     pub services: Services,
     /// Seeds hashes and sequence numbers; from a CSPRNG.
     pub seed: u64,
+}
+
+impl Config {
+    /// How many of so many flows may be half open: each may hold a descriptor, and they give
+    /// way among themselves first.
+    pub fn half_open(flows: usize) -> usize {
+        (flows / 4).max(8)
+    }
 }
 
 /// Destinations inside that lead to another address outside.
@@ -170,17 +191,19 @@ pub enum Unresolved {
 pub enum Output {
     /// Whose is the socket behind this flow? Answer: [`Input::Owner`].
     Owner(FlowId, Protocol, SocketAddr, SocketAddr),
-    /// Which local address and device would this flow leave with? Answer: [`Input::Source`].
-    Source(FlowId, Protocol, SocketAddr),
+    /// Which local address and device would this flow leave with? The last address, here and
+    /// below, is the one that the app bound its socket to: the route is looked up for it.
+    /// Answer: [`Input::Source`].
+    Source(FlowId, Protocol, SocketAddr, Option<IpAddr>),
     /// Connect to that address with that egress and no other, after looking at the route
     /// again. Answer: [`Input::Connected`], [`Input::SourceChanged`] or [`Input::Failed`].
-    Connect(FlowId, SocketAddr, Egress),
+    Connect(FlowId, SocketAddr, Egress, Option<IpAddr>),
     /// Open the mapping's socket unless it is open, after looking at the route again.
     /// Answer: [`Input::Bound`], [`Input::SourceChanged`] or [`Input::Failed`].
-    Bind(FlowId, MappingId, SocketAddr, Egress),
+    Bind(FlowId, MappingId, SocketAddr, Egress, Option<IpAddr>),
     /// Open an echo socket, after looking at the route again. Answer: [`Input::Bound`],
     /// [`Input::SourceChanged`], [`Input::Failed`] or [`Input::Unsupported`].
-    OpenEcho(FlowId, IpAddr, Egress),
+    OpenEcho(FlowId, IpAddr, Egress, Option<IpAddr>),
     /// The app has ended its half and the far side has every byte: `shutdown(SHUT_WR)`.
     ShutdownFar(FlowId),
     /// Close the flow's socket.
@@ -218,8 +241,9 @@ struct Mapping {
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    policy: Arc<Policy>,
-    generation: u64,
+    edition: Arc<Edition>,
+    /// How often each rule decided, the default last.
+    hits: Vec<u64>,
     table: Table,
     mappings: slab::Slab<Mapping>,
     mapping_index: hashbrown::HashMap<MappingKey, MappingId, foldhash::fast::FixedState>,
@@ -230,6 +254,9 @@ pub struct Engine {
     dirty: VecDeque<FlowId>,
     flows_opened: u64,
     counters: Counters,
+    carried: Option<FlowId>,
+    /// Flows that are over and whose answer is remembered.
+    answered: usize,
 }
 
 impl Engine {
@@ -240,8 +267,8 @@ impl Engine {
             stack: Stack::new(config.mtu, config.offload, config.seed, now),
             table: Table::new(config.seed),
             config,
-            policy,
-            generation: 1,
+            hits: vec![0; policy.rules() + 1],
+            edition: Arc::new(Edition { policy, generation: 1 }),
             mappings: slab::Slab::new(),
             mapping_index: hashbrown::HashMap::with_hasher(hasher),
             reassembler: Reassembler::default(),
@@ -250,6 +277,8 @@ impl Engine {
             dirty: VecDeque::new(),
             flows_opened: 0,
             counters: Counters::default(),
+            carried: None,
+            answered: 0,
         }
     }
 
@@ -271,6 +300,7 @@ impl Engine {
 
     /// Takes the driver's answer or news.
     pub fn handle(&mut self, input: Input, now: Instant, sink: &mut impl Sink) {
+        self.carried = input.flow();
         match input {
             Input::Owner(id, owner) => self.owner_answered(id, owner, now, sink),
             Input::Source(id, Ok(egress)) => self.source_answered(id, egress, now, sink),
@@ -311,6 +341,7 @@ impl Engine {
                 continue;
             }
             flow.armed = None;
+            self.carried = Some(id);
             self.flow_timeout(id, now, sink);
             self.arm(id);
         }
@@ -364,9 +395,29 @@ impl Engine {
         self.table.len()
     }
 
-    /// The policy in force.
-    pub fn policy(&self) -> &Arc<Policy> {
-        &self.policy
+    /// Flows that are not over: what [`Engine::list`] lists.
+    pub fn live(&self) -> usize {
+        self.table.len() - self.answered
+    }
+
+    /// Flows since the start.
+    pub fn flows_opened(&self) -> u64 {
+        self.flows_opened
+    }
+
+    /// Addresses of this host beside the device's have come or gone: from now on these count.
+    /// Flows that are there stay whose they were. Nothing changes under [`Own::Every`].
+    pub fn set_host_addresses(&mut self, addresses: Vec<IpAddr>) {
+        if let Own::Addresses { host, .. } = &mut self.config.own {
+            *host = addresses;
+        }
+    }
+
+    /// Changes [`Config::flows`], and [`Config::half_open`] with it. Flows beyond it give way
+    /// as new ones come.
+    pub fn set_limit(&mut self, flows: usize) {
+        self.config.flows = flows;
+        self.config.half_open = Config::half_open(flows);
     }
 
     fn route_packet(
@@ -419,8 +470,8 @@ impl Engine {
     }
 
     fn facts(&self, protocol: Protocol, client: SocketAddr, destination: SocketAddr) -> Facts {
-        let own = self.config.own.as_ref().is_none_or(|own| own.contains(&client.ip()));
-        Facts::new(protocol, client, destination, own)
+        let local = self.config.own.whose(client.ip()) != Whose::Forwarded;
+        Facts::new(protocol, client, destination, local)
     }
 
     /// Where a destination leads, or why nothing may go there.
@@ -452,6 +503,7 @@ impl Engine {
         let far = self.far_of(facts.destination())?;
         self.make_room(now, sink)?;
         self.flows_opened += 1;
+        let bound = self.config.own.whose(facts.client().ip()) == Whose::Host;
         let id = self.table.insert(Flow {
             key,
             state: State::Held(Held { first, waiting: Waiting::Source }),
@@ -460,9 +512,11 @@ impl Engine {
                 facts,
                 far,
                 decision: None,
+                edition: Arc::clone(&self.edition),
                 egress_port: None,
                 opened: now,
                 route_changes: 0,
+                bound,
             }),
             active: now,
             armed: None,
@@ -472,6 +526,7 @@ impl Engine {
             packets_received: 0,
             dirty: false,
         });
+        self.carried = Some(id);
         if let Some(flow) = self.table.get(id) {
             let (protocol, client) = (flow.opening.facts.protocol, flow.opening.facts.client());
             let destination = flow.opening.facts.destination();
@@ -487,8 +542,8 @@ impl Engine {
         debug!(flow = flow.opening.number, %reason, "ended");
         // An answered flow was reported when it was answered.
         if self.config.reports && !matches!(flow.state, State::Answered(_)) {
-            let report = self.report(&flow, Stage::Closed, Some(reason), now);
-            self.outputs.push_back(report);
+            let report = report(&flow, Stage::Closed, Some(reason), now);
+            self.outputs.push_back(Output::Report(Box::new(report)));
         }
         match flow.state {
             State::Stream(stream) => {
@@ -503,33 +558,9 @@ impl Engine {
             | State::Held(Held { waiting: Waiting::Egress(Some(mapping)), .. }) => {
                 self.leave_mapping(mapping);
             }
-            State::Held(_) | State::Echo { .. } | State::Answered(_) => {}
+            State::Answered(_) => self.answered -= 1,
+            State::Held(_) | State::Echo { .. } => {}
         }
-    }
-
-    fn report(&self, flow: &Flow, stage: Stage, reason: Option<Reason>, now: Instant) -> Output {
-        let opening = &*flow.opening;
-        Output::Report(Box::new(Report {
-            number: opening.number,
-            stage,
-            protocol: opening.facts.protocol,
-            client: opening.facts.client(),
-            local: opening.facts.local,
-            destination: opening.facts.destination(),
-            egress: opening.facts.egress.known().copied(),
-            egress_port: opening.egress_port,
-            owner: opening.facts.owner.known().cloned(),
-            verdict: opening.decision.map(|(verdict, _)| verdict),
-            rule: opening.decision.map(|(_, rule)| self.policy.rule_name(rule).to_owned()),
-            generation: self.generation,
-            sent: flow.sent,
-            received: flow.received,
-            packets_sent: flow.packets_sent,
-            packets_received: flow.packets_received,
-            opened: opening.opened,
-            closed: (stage == Stage::Closed).then_some(now),
-            reason,
-        }))
     }
 
     /// Tells of a flow that stays in the table.
@@ -537,8 +568,8 @@ impl Engine {
         if self.config.reports
             && let Some(flow) = self.table.get(id)
         {
-            let report = self.report(flow, stage, reason, now);
-            self.outputs.push_back(report);
+            let report = report(flow, stage, reason, now);
+            self.outputs.push_back(Output::Report(Box::new(report)));
         }
     }
 
@@ -587,6 +618,33 @@ impl Engine {
             },
             State::Held(_) | State::Answered(_) | State::Datagrams(_) | State::Echo { .. } => {}
         }
+    }
+}
+
+/// A flow at this moment. Its rule has its name from the policy that it was judged by last.
+fn report(flow: &Flow, stage: Stage, reason: Option<Reason>, now: Instant) -> Report {
+    let opening = &*flow.opening;
+    let policy = &opening.edition.policy;
+    Report {
+        number: opening.number,
+        stage,
+        protocol: opening.facts.protocol,
+        client: opening.facts.client(),
+        local: opening.facts.local,
+        destination: opening.facts.destination(),
+        egress: opening.facts.egress.known().copied(),
+        egress_port: opening.egress_port,
+        owner: opening.facts.owner.known().cloned(),
+        verdict: opening.decision.map(|(verdict, _)| verdict),
+        rule: opening.decision.map(|(_, rule)| policy.rule_name(rule).to_owned()),
+        generation: opening.edition.generation,
+        sent: flow.sent,
+        received: flow.received,
+        packets_sent: flow.packets_sent,
+        packets_received: flow.packets_received,
+        opened: opening.opened,
+        closed: (stage == Stage::Closed).then_some(now),
+        reason,
     }
 }
 

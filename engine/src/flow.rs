@@ -12,8 +12,10 @@ pub(crate) mod table;
 pub(crate) mod tcp;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::Edition;
 use crate::packet::icmp::Answer;
 use crate::policy::{RuleId, Verdict};
 use crate::{Facts, Instant};
@@ -130,10 +132,23 @@ pub(crate) struct Opening {
     /// Where it really goes: the destination, or the service behind it.
     pub(crate) far: SocketAddr,
     pub(crate) decision: Option<(Verdict, RuleId)>,
+    /// The policy that judged it last, or that was in force when it came.
+    pub(crate) edition: Arc<Edition>,
     pub(crate) egress_port: Option<u16>,
     pub(crate) opened: Instant,
     /// How often the route changed between verdict and connect.
     pub(crate) route_changes: u8,
+    /// The app has bound its socket to an address of this host.
+    pub(crate) bound: bool,
+}
+
+impl Opening {
+    /// The address that the app has bound its socket to, where a far side of its IP version
+    /// can be reached from it.
+    pub(crate) fn bound(&self) -> Option<IpAddr> {
+        let client = self.facts.client().ip();
+        (self.bound && client.is_ipv4() == self.far.is_ipv4()).then_some(client)
+    }
 }
 
 #[derive(Debug)]

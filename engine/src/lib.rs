@@ -21,7 +21,8 @@ mod timers;
 
 pub use dropped::{Counters, Dropped, Outcome};
 pub use engine::{
-    Config, Datagram, Engine, Input, Meta, Output, Services, Sink, Unresolved, Unsent, Way,
+    Config, Datagram, Engine, Input, Meta, Output, Own, PIECE, Services, Sink, Unresolved, Unsent,
+    Walk, Way,
 };
 pub use facts::{DeviceName, Egress, Fact, Facts, Owner, Protocol};
 pub use failure::Failure;

@@ -40,7 +40,7 @@ mod text;
 use std::fmt;
 
 pub use diagnostic::{Diagnostic, Excerpt, Place, Related, Severity, code};
-pub use explain::{AppError, ClauseTried, Explanation, Outcome, RuleTried};
+pub use explain::{AppError, ClauseTried, Explanation, Outcome, RuleText, RuleTried};
 pub use format::format;
 pub use hypothesis::{AssumedSource, Dependence, Hypothesis, HypothesisError};
 
@@ -251,6 +251,21 @@ impl Policy {
     /// The rule's `id`, else `FILE:LINE`; `default` where no rule matched.
     pub fn rule_name(&self, rule: RuleId) -> &str {
         self.rules.rules.get(rule.0 as usize).map_or("default", |rule| &rule.name)
+    }
+
+    /// How many rules there are, the default not counted.
+    pub fn rules(&self) -> usize {
+        self.rules.rules.len()
+    }
+
+    /// A rule's place in the order in which rules are asked; the default's is behind the last.
+    pub fn position(&self, rule: RuleId) -> usize {
+        (rule.0 as usize).min(self.rules.rules.len())
+    }
+
+    /// The name of the rule at a place, as [`Policy::rule_name`] gives it.
+    pub fn name_at(&self, position: usize) -> &str {
+        self.rules.rules.get(position).map_or("default", |rule| &rule.name)
     }
 
     /// Whether any rule asks whose socket a flow belongs to.

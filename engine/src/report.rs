@@ -27,12 +27,16 @@ pub enum Reason {
     Idle,
     /// The verdict.
     Policy,
+    /// Another policy came, whose verdict is another.
+    PolicyChanged,
     /// The source could not be resolved, or changed three times before the connect.
     SourceUnresolved,
     /// A kind of flow that this host can't carry.
     Unsupported,
     /// A flow or memory limit.
     Limit,
+    /// Somebody ordered its end.
+    Killed,
     /// A failure of this program in that flow alone.
     Internal,
     /// The engine stops.
@@ -40,6 +44,26 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 16] = [
+        Self::FarClosed,
+        Self::AppClosed,
+        Self::AppReset,
+        Self::FarReset,
+        Self::Refused,
+        Self::Unreachable,
+        Self::TimedOut,
+        Self::Idle,
+        Self::Policy,
+        Self::PolicyChanged,
+        Self::SourceUnresolved,
+        Self::Unsupported,
+        Self::Limit,
+        Self::Internal,
+        Self::Killed,
+        Self::Shutdown,
+    ];
+
     /// The stable name in reports.
     pub fn name(self) -> &'static str {
         match self {
@@ -52,9 +76,11 @@ impl Reason {
             Self::TimedOut => "timed-out",
             Self::Idle => "idle",
             Self::Policy => "policy",
+            Self::PolicyChanged => "policy-changed",
             Self::SourceUnresolved => "source-unresolved",
             Self::Unsupported => "unsupported",
             Self::Limit | Self::Internal => "limit",
+            Self::Killed => "killed",
             Self::Shutdown => "shutdown",
         }
     }
@@ -120,4 +146,20 @@ pub struct Report {
     pub closed: Option<Instant>,
     /// Why it ended.
     pub reason: Option<Reason>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_is_documented() {
+        let docs = include_str!("../../docs/json.md");
+        for reason in Reason::ALL {
+            let row = docs.lines().filter(|line| line.starts_with("| `"));
+            let named = row.filter_map(|line| line.split('|').nth(1));
+            let quoted = format!("`{reason}`");
+            assert!(named.into_iter().any(|names| names.contains(&quoted)), "{reason}");
+        }
+    }
 }

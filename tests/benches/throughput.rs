@@ -3,7 +3,8 @@
 //! Every figure is the median of seven pairs, tunneld and kernel in turn over
 //! the same veth, so that what else the machine does falls on both. `cargo
 //! bench -p tests --bench throughput [WORD…]` runs the rows whose name holds
-//! one of the words; needs root.
+//! one of the words; needs root. With `--run` behind the `--`, tunneld's side of
+//! each pair is a daemon that has captured the host, instead of `exec`.
 
 use std::thread;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::endpoints::tcp::one_byte_and_close;
 use tests::endpoints::{TcpServer, UdpServer};
-use tests::lab::exec::{Executing, built_tunneld};
+use tests::lab::daemon::Daemon;
+use tests::lab::exec::{Exec, Executing, built_tunneld, tunneld};
 use tests::lab::process::Cost;
 use tests::lab::{Lab, Outcome, Running, Way, plan, process};
 
@@ -83,6 +85,8 @@ const ROWS: [Row; 11] = [
 ];
 
 struct Bench {
+    /// Whether tunneld's side is `run`.
+    daemon: bool,
     lab: Lab,
     _iperf: Running,
     threaded: TcpServer,
@@ -104,7 +108,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     println!("tunneld: {}\n", built_tunneld()?.display());
-    let bench = Bench::new()?;
+    let bench = Bench::new(std::env::args().any(|word| word == "--run"))?;
     let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(&**word));
 
     println!("| median of {PAIRS} pairs | kernel | tunneld | ratio | CPU s/GB |");
@@ -120,7 +124,7 @@ fn main() -> Result<()> {
 }
 
 impl Bench {
-    fn new() -> Result<Self> {
+    fn new(daemon: bool) -> Result<Self> {
         let lab = Lab::new()?;
         // A far side with TIME-WAIT answers no second SYN from the same port for a while, and a
         // hundred thousand flows use all ports more than once.
@@ -137,7 +141,7 @@ impl Bench {
         let sink = UdpServer::sink(&lab.server, plan::GOOD4, 0)?;
         let echo = UdpServer::echo(&lab.server, plan::GOOD4, 0)?;
         let held = TcpServer::hold(&lab.server, 0)?;
-        Ok(Self { lab, _iperf: iperf, threaded, short, sink, echo, held })
+        Ok(Self { daemon, lab, _iperf: iperf, threaded, short, sink, echo, held })
     }
 
     fn pairs(&self, row: &Row) -> Result<()> {
@@ -146,7 +150,9 @@ impl Bench {
         let mut seconds = Vec::new();
         for _ in 0..PAIRS {
             kernel.push((row.read)(self, Way::Kernel)?.value);
+            let mut daemon = self.daemon.then(|| self.start()).transpose()?;
             let reading = (row.read)(self, Way::Tunneld)?;
+            daemon.as_mut().map(Daemon::stop).transpose()?;
             tunneld.push(reading.value);
             seconds.extend(reading.seconds_per_gb);
         }
@@ -164,16 +170,35 @@ impl Bench {
         Ok(())
     }
 
+    fn start(&self) -> Result<Daemon> {
+        Daemon::start(&self.lab.host, "policy 1\ndefault allow\n", "")
+    }
+
+    /// A program by one way: a host that is captured runs it as any other.
+    fn exec(&self, program: &str, way: Way) -> Exec<'_> {
+        self.lab.exec(program).way(if self.daemon { Way::Kernel } else { way })
+    }
+
+    /// The processes of tunneld behind a program by one way.
+    fn pids(&self, run: &Executing) -> Vec<u32> {
+        if self.daemon {
+            return process::tree(std::process::id(), &tunneld());
+        }
+        run.tunneld_pids()
+    }
+
     fn probe(&self, way: Way, words: &[String]) -> Result<Value> {
-        self.lab.exec("probe").way(way).args(words).run()?.success()?.json()
+        self.exec("probe", way).args(words).run()?.success()?.json()
     }
 
     /// One flow of two seconds, after half a second that is not counted.
     fn tcp(&self, way: Way, to: &str, down: bool) -> Result<Reading> {
         let mut args = vec!["-c", to, "-J", "-t", "2", "-O", "0.5"];
         args.extend(down.then_some("-R"));
-        let run = self.lab.exec("iperf3").way(way).args(args).spawn()?;
-        let (outcome, cost) = outcome_and_cost(run)?;
+        let run = self.exec("iperf3", way).args(args).spawn()?;
+        let before = process::cost(&self.pids(&run)).cpu_seconds;
+        let (outcome, cost) = self.outcome_and_cost(run)?;
+        let cpu_seconds = cost.cpu_seconds - before;
         let report = outcome.json()?;
         let received = &report["end"]["sum_received"];
         let value = received["bits_per_second"].as_f64().with_context(|| report.to_string())? / 1e9;
@@ -185,7 +210,7 @@ impl Bench {
             .filter_map(|interval| interval["sum"]["bytes"].as_f64())
             .sum();
         let seconds_per_gb =
-            (way == Way::Tunneld && bytes > 0.0).then(|| cost.cpu_seconds / (bytes / 1e9));
+            (way == Way::Tunneld && bytes > 0.0).then(|| cpu_seconds / (bytes / 1e9));
         Ok(Reading { value, seconds_per_gb })
     }
 
@@ -202,9 +227,7 @@ impl Bench {
         let script =
             if before == 0 { one(5_000) } else { format!("{}; {}", one(before), one(5_000)) };
         let seen = self
-            .lab
-            .exec("sh")
-            .way(way)
+            .exec("sh", way)
             .args(["-c", &script])
             .limit(Duration::from_secs(300))
             .run()?
@@ -231,21 +254,42 @@ impl Bench {
         Ok(seen["p50"].as_f64().with_context(|| seen.to_string())?.into())
     }
 
+    /// Waits for a run and tells what tunneld had cost by its end.
+    fn outcome_and_cost(&self, mut run: Executing) -> Result<(Outcome, Cost)> {
+        // The processes are gone with the run: the last reading before its end is the cost.
+        let mut cost = Cost::default();
+        while !run.running.ended()? {
+            let pids = self.pids(&run);
+            let now = process::cost(&pids);
+            if now.cpu_seconds >= cost.cpu_seconds {
+                cost = now;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok((run.wait()?.success()?, cost))
+    }
+
+    fn wakeups(&self, run: &Executing) -> f64 {
+        const SECONDS: u64 = 5;
+        let before = process::cost(&self.pids(run)).wakeups;
+        thread::sleep(Duration::from_secs(SECONDS));
+        let after = process::cost(&self.pids(run)).wakeups;
+        after.saturating_sub(before) as f64 / SECONDS as f64
+    }
+
     /// What 9,900 flows with nothing to do cost.
     fn idle(&self) -> Result<()> {
         const FLOWS: u64 = 9_900;
-        let empty =
-            self.lab.exec("sh").way(Way::Tunneld).args(["-c", "echo up; sleep 60"]).spawn()?;
+        let _daemon = self.daemon.then(|| self.start()).transpose()?;
+        let empty = self.exec("sh", Way::Tunneld).args(["-c", "echo up; sleep 60"]).spawn()?;
         empty.running.wait_for("up")?;
-        let base = process::cost(&empty.tunneld_pids());
+        let base = process::cost(&self.pids(&empty));
         println!("| tunneld without a flow | {:.1} MiB |", base.rss_kib as f64 / 1024.0);
-        println!("| wake-ups a second without a flow | {:.1} |", wakeups(&empty));
+        println!("| wake-ups a second without a flow | {:.1} |", self.wakeups(&empty));
         drop(empty);
 
         let run = self
-            .lab
-            .exec("probe")
-            .way(Way::Tunneld)
+            .exec("probe", Way::Tunneld)
             .args(["idle", "203.0.113.1"])
             .args([u64::from(self.held.port()), FLOWS, 60])
             .limit(Duration::from_secs(120))
@@ -253,35 +297,12 @@ impl Bench {
         run.running.wait_for("open")?;
         // Past the flows' own timers of the start.
         thread::sleep(Duration::from_secs(2));
-        let full = process::cost(&run.tunneld_pids());
+        let full = process::cost(&self.pids(&run));
         let each = full.rss_kib.saturating_sub(base.rss_kib) as f64 / FLOWS as f64;
         println!("| {FLOWS} idle flows, each | {each:.1} KiB |");
-        println!("| wake-ups a second with them | {:.1} |", wakeups(&run));
+        println!("| wake-ups a second with them | {:.1} |", self.wakeups(&run));
         Ok(())
     }
-}
-
-/// Waits for a run and tells what tunneld had cost by its end.
-fn outcome_and_cost(mut run: Executing) -> Result<(Outcome, Cost)> {
-    // The processes are gone with the run: the last reading before its end is the cost.
-    let mut cost = Cost::default();
-    while !run.running.ended()? {
-        let pids = run.tunneld_pids();
-        let now = process::cost(&pids);
-        if now.cpu_seconds >= cost.cpu_seconds {
-            cost = now;
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-    Ok((run.wait()?.success()?, cost))
-}
-
-fn wakeups(run: &Executing) -> f64 {
-    const SECONDS: u64 = 5;
-    let before = process::cost(&run.tunneld_pids()).wakeups;
-    thread::sleep(Duration::from_secs(SECONDS));
-    let after = process::cost(&run.tunneld_pids()).wakeups;
-    after.saturating_sub(before) as f64 / SECONDS as f64
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -99,6 +99,35 @@ fn a_bad_policy_or_configuration_starts_nothing() -> Result<()> {
     Ok(())
 }
 
+/// One file serves the sandbox and the daemon.
+#[test]
+fn the_keys_of_the_daemon_are_checked_and_do_nothing() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let config = "\
+[device]
+name = \"tun7\"
+queues = 4
+capture = \"none\"
+forward = false
+[guard]
+mode = \"open\"
+[control]
+socket = \"sock\"
+admins = [\"root\"]
+";
+    let seen = lab.exec("cat").arg("/proc/net/route").config(config).run()?.success()?;
+    ensure!(seen.stdout().contains("tun7\t00000000"), "everything leads into it: {seen:#?}");
+    for (key, value) in [("guard", "mode = \"closed\""), ("host", "mark = \"0/0\"")] {
+        let config = format!("[{key}]\n{value}\n");
+        let seen = lab.exec("echo").arg("ran").config(&config).run()?.code(125)?;
+        ensure!(seen.stdout().is_empty(), "{seen:#?}");
+        ensure!(seen.finished.stderr.contains(":2:8: "), "{seen:#?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_program_keeps_its_user_and_its_input() -> Result<()> {
     require_root!();

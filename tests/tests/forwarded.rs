@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, channel, sync_channel};
 
 use anyhow::{Context, Result, ensure};
 use engine::policy::{NoEnvironment, Policy, Source, Verdict};
-use engine::{Engine, Instant, Report, Services, Stage};
+use engine::{Engine, Instant, Own, Report, Services, Stage};
 use tests::endpoints::TcpServer;
 use tests::endpoints::page::{PAGE, page};
 use tests::endpoints::tcp::source;
@@ -31,7 +31,9 @@ const STRANGER: &str = "10.9.0.3";
 /// Bytes of a download: some rings full.
 const BULK: u64 = 5_000_000;
 
-fn route(text: String, own: Vec<IpAddr>, offload: bool) -> Result<(Driver<Tun>, Receiver<Report>)> {
+type Reports = Receiver<(usize, Report)>;
+
+fn route(text: String, host: Vec<IpAddr>, offload: bool) -> Result<(Driver<Tun>, Reports)> {
     let sources = [Source { name: "router.policy".to_owned(), text }];
     let (policy, _) =
         Policy::load(&sources, &NoEnvironment).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
@@ -42,7 +44,7 @@ fn route(text: String, own: Vec<IpAddr>, offload: bool) -> Result<(Driver<Tun>, 
         udp_offload: device.udp_offload(),
         flows: 1000,
         half_open: 100,
-        own: Some(own),
+        own: Own::Addresses { device: Vec::new(), host },
         reports: true,
         services: Services::default(),
         seed: 1,
@@ -55,6 +57,7 @@ fn route(text: String, own: Vec<IpAddr>, offload: bool) -> Result<(Driver<Tun>, 
         owners: None,
         rings: Pool::new(16 << 20),
         mark: None,
+        shard: 0,
         reports: Some(sender),
     })?;
     Ok((driver, reports))
@@ -133,7 +136,7 @@ fn with_a_router(offload: bool) -> Result<()> {
     ensure!(blocked.code() == 7, "refused expected, seen {blocked:?}");
 
     let ended: Vec<Report> =
-        reports.iter().filter(|report| report.stage == Stage::Closed).collect();
+        reports.iter().map(|(_, report)| report).filter(|r| r.stage == Stage::Closed).collect();
     let of = |address: &str| {
         let found = ended.iter().find(|r| r.client.ip().to_string() == address);
         found.with_context(|| format!("a report of {address} in {ended:#?}"))

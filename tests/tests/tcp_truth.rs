@@ -9,34 +9,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
 use tests::endpoints::TcpServer;
 use tests::endpoints::tcp::{answer_after_end, deaf, echo, reset_after_one, sink, source};
 use tests::lab::capture::Capture;
 use tests::lab::exec::Executing;
 use tests::lab::frame::Frame;
+use tests::lab::probe::{SOON, ask, ask_soon};
 use tests::lab::{Lab, Way, Who, plan, process};
 use tests::{require_root, require_tunneld};
 
-/// How soon an error must be seen.
-const SOON: u64 = 50_000;
-
 const MIB: u64 = 1024;
-
-fn ask(lab: &Lab, who: Who, words: &[&str]) -> Result<Value> {
-    lab.exec("probe").who(who).args(words).run()?.success()?.json()
-}
-
-/// The same, asked again where the answer came late: a busy machine is late too.
-fn ask_soon(lab: &Lab, who: Who, words: &[&str]) -> Result<Value> {
-    let mut answer = ask(lab, who, words)?;
-    for _ in 0..2 {
-        if answer["micros"].as_u64() > Some(SOON) {
-            answer = ask(lab, who, words)?;
-        }
-    }
-    Ok(answer)
-}
 
 fn text(address: IpAddr) -> String {
     address.to_string()

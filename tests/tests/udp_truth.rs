@@ -4,27 +4,10 @@
 use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
-use serde_json::Value;
 use tests::endpoints::UdpServer;
+use tests::lab::probe::{SOON, ask, ask_soon};
 use tests::lab::{Lab, Who, plan};
 use tests::{require_root, require_tunneld};
-
-const SOON: u64 = 50_000;
-
-fn ask(lab: &Lab, who: Who, words: &[&str]) -> Result<Value> {
-    lab.exec("probe").who(who).args(words).run()?.success()?.json()
-}
-
-/// The same, asked again where the answer came late: a busy machine is late too.
-fn ask_soon(lab: &Lab, who: Who, words: &[&str]) -> Result<Value> {
-    let mut answer = ask(lab, who, words)?;
-    for _ in 0..2 {
-        if answer["micros"].as_u64() > Some(SOON) {
-            answer = ask(lab, who, words)?;
-        }
-    }
-    Ok(answer)
-}
 
 #[test]
 fn datagrams_come_back_as_they_were() -> Result<()> {

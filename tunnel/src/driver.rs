@@ -7,13 +7,21 @@
 //! but the wait, which lasts until something is due: an idle engine does not wake.
 //!
 //! A panic while one flow is carried ends that flow alone and is counted.
+//!
+//! Between two turns the shard takes requests from outside ([`Handle::ask`]); what goes over
+//! all flows is done a piece a turn (`live`).
+
+mod live;
+pub mod request;
+#[cfg(test)]
+mod tests;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use engine::{
@@ -26,6 +34,8 @@ use rustix::io::Errno;
 use tracing::warn;
 
 use crate::device::{Device, MAX_PACKET, RxOffload, virtio};
+use crate::driver::live::Jobs;
+use crate::driver::request::Request;
 use crate::egress::error::EgressError;
 use crate::egress::{Progress, Sockets, Tag};
 use crate::owner::Owners;
@@ -55,8 +65,10 @@ pub struct Parts<D> {
     pub rings: Pool,
     /// The mark of our own sockets.
     pub mark: Option<u32>,
+    /// This shard's number, which goes along with its reports.
+    pub shard: usize,
     /// Where reports go. A full channel loses reports, which are counted.
-    pub reports: Option<SyncSender<Report>>,
+    pub reports: Option<SyncSender<(usize, Report)>>,
 }
 
 /// One shard.
@@ -70,9 +82,12 @@ pub struct Driver<D> {
     /// The receipts of rings that flows have, by the number the engine knows.
     receipts: slab::Slab<rings::RingId>,
     mark: Option<u32>,
-    reports: Option<SyncSender<Report>>,
+    shard: usize,
+    reports: Option<SyncSender<(usize, Report)>>,
     epoll: OwnedFd,
     handle: Handle,
+    requests: Receiver<Request>,
+    jobs: Jobs,
     started: std::time::Instant,
     totals: Totals,
     /// Flows whose turn was cut short; kept for its allocation.
@@ -96,10 +111,11 @@ pub struct Totals {
     pub reports_lost: u64,
 }
 
-/// Tells a running driver to stop, from any thread.
+/// Asks a running driver, or tells it to stop, from any thread.
 #[derive(Debug, Clone)]
 pub struct Handle {
     wake: Arc<OwnedFd>,
+    requests: SyncSender<Request>,
     state: Arc<AtomicU8>,
 }
 
@@ -112,7 +128,32 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// ... and how long nothing may move before they count as delivered.
 const DRAIN_QUIET: Duration = Duration::from_millis(250);
 
+/// Why a request was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unasked {
+    /// The shard has ended.
+    #[error("the shard has ended")]
+    Gone,
+    /// Its queue is full.
+    #[error("the shard is busy")]
+    Busy,
+}
+
+/// Requests that may wait for a shard.
+const REQUESTS: usize = 64;
+
 impl Handle {
+    /// Puts a request into the shard's queue and wakes it. Never blocks.
+    pub fn ask(&self, request: Request) -> Result<(), Unasked> {
+        self.requests.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => Unasked::Busy,
+            TrySendError::Disconnected(_) => Unasked::Gone,
+        })?;
+        // A full counter wakes as well.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        Ok(())
+    }
+
     /// Stops once the bytes that the app has written are with the far side.
     pub fn drain(&self) {
         self.tell(DRAIN);
@@ -151,6 +192,7 @@ impl<D: Device> Driver<D> {
         epoll::add(&epoll, parts.device.as_fd(), Tag::Device.data(), level)
             .map_err(DriverError::Wait)?;
         epoll::add(&epoll, &wake, Tag::Wake.data(), level).map_err(DriverError::Wait)?;
+        let (sender, requests) = sync_channel(REQUESTS);
         Ok(Self {
             engine: parts.engine,
             sockets: Sockets::new(parts.device),
@@ -159,9 +201,16 @@ impl<D: Device> Driver<D> {
             rings: parts.rings,
             receipts: slab::Slab::new(),
             mark: parts.mark,
+            shard: parts.shard,
             reports: parts.reports,
             epoll,
-            handle: Handle { wake: Arc::new(wake), state: Arc::new(AtomicU8::new(RUN)) },
+            handle: Handle {
+                wake: Arc::new(wake),
+                requests: sender,
+                state: Arc::new(AtomicU8::new(RUN)),
+            },
+            requests,
+            jobs: Jobs::default(),
             started: std::time::Instant::now(),
             totals: Totals::default(),
             unfinished: Vec::new(),
@@ -198,15 +247,23 @@ impl<D: Device> Driver<D> {
             }
             let now = self.now();
             let mut device_ready = false;
+            let mut asked = false;
             for event in &events {
                 match Tag::from_data(event.data) {
                     Tag::Device => device_ready = true,
                     Tag::Wake => {
                         let _ = rustix::io::read(&*self.handle.wake, &mut [0u8; 8]);
+                        asked = true;
                     }
-                    Tag::Stream(id) => self.stream_ready(id, event.flags, now),
+                    Tag::Stream(id) => {
+                        self.guard(now, |driver| driver.stream_ready(id, event.flags, now));
+                        self.answer(now);
+                    }
                     tag @ (Tag::Mapping(_) | Tag::Echo(_)) => self.read_datagrams(tag, now),
                 }
+            }
+            if asked {
+                self.take_requests(now);
             }
             for _ in 0..self.sockets.waiting() {
                 if let Some(tag) = self.sockets.next_waiting() {
@@ -217,10 +274,10 @@ impl<D: Device> Driver<D> {
             // that they were taken.
             let draining = self.handle.state.load(Ordering::Acquire) == DRAIN;
             let emptied = (device_ready || draining) && self.take_packets(now)?;
-            more = self.pump_all(now) || self.sockets.waiting() > 0;
+            more = self.pump_all(now) | self.work(now) || self.sockets.waiting() > 0;
             let now = self.now();
             if self.engine.poll_timeout().is_some_and(|(at, _)| at <= now) {
-                self.engine.handle_timeout(now, &mut self.sockets);
+                self.guard(now, |driver| driver.engine.handle_timeout(now, &mut driver.sockets));
                 self.answer(now);
             }
             match self.handle.state.load(Ordering::Acquire) {
@@ -236,7 +293,15 @@ impl<D: Device> Driver<D> {
             }
         }
         let now = self.now();
-        self.engine.handle(Input::Shutdown, now, &mut self.sockets);
+        // Each panic ends one flow, and the rest are told again.
+        for _ in 0..=self.engine.flows() {
+            let ended = self.guard(now, |driver| {
+                driver.engine.handle(Input::Shutdown, now, &mut driver.sockets);
+            });
+            if ended.is_some() {
+                break;
+            }
+        }
         self.answer(now);
         self.totals.engine = self.engine.counters().clone();
         self.totals.device_errors = self.sockets.device_errors();
@@ -282,23 +347,21 @@ impl<D: Device> Driver<D> {
                 }
                 Err(error) => return Err(DriverError::Device(error)),
             };
-            let (engine, sockets) = (&mut self.engine, &mut self.sockets);
-            let handled = catch_unwind(AssertUnwindSafe(|| {
-                engine.handle_packet(&buffer[..length], received(offload), now, sockets)
-            }));
-            match handled {
-                Ok(_) => self.answer(now),
-                Err(_) => self.totals.panics += 1,
-            }
+            self.guard(now, |driver| {
+                let (packet, sockets) = (&buffer[..length], &mut driver.sockets);
+                driver.engine.handle_packet(packet, received(offload), now, sockets)
+            });
+            self.answer(now);
         }
         Ok(false)
     }
 
     fn read_datagrams(&mut self, tag: Tag, now: Instant) {
-        let (engine, sockets) = (&mut self.engine, &mut self.sockets);
-        let read = catch_unwind(AssertUnwindSafe(|| sockets.datagrams_ready(tag, engine, now)));
-        if read.is_err() {
-            self.totals.panics += 1;
+        let read =
+            self.guard(now, |driver| driver.sockets.datagrams_ready(tag, &mut driver.engine, now));
+        if read.is_none() {
+            // Other flows of that mapping have their datagrams in the same socket.
+            self.sockets.read_again(tag);
         }
         self.answer(now);
     }
@@ -307,13 +370,8 @@ impl<D: Device> Driver<D> {
     fn pump_all(&mut self, now: Instant) -> bool {
         let mut unfinished = std::mem::take(&mut self.unfinished);
         while let Some(id) = self.engine.next_dirty() {
-            match catch_unwind(AssertUnwindSafe(|| self.pump(id, now))) {
-                Ok(true) => unfinished.push(id),
-                Ok(false) => {}
-                Err(_) => {
-                    self.totals.panics += 1;
-                    self.engine.handle(Input::Broken(id), now, &mut self.sockets);
-                }
+            if self.guard(now, |driver| driver.pump(id, now)) == Some(true) {
+                unfinished.push(id);
             }
             self.answer(now);
         }
@@ -327,6 +385,7 @@ impl<D: Device> Driver<D> {
 
     /// Moves one flow's bytes both ways; whether there is more to move at once.
     fn pump(&mut self, id: FlowId, now: Instant) -> bool {
+        self.engine.carry(Some(id));
         let mut more = false;
         let mut far_over = None;
         if let Some(stream) = self.sockets.stream(id) {
@@ -345,7 +404,30 @@ impl<D: Device> Driver<D> {
         more
     }
 
+    /// Runs what may be about one flow. A panic ends that flow ([`Engine::carried`]), is counted
+    /// and gives `None`. What the end of the flow asks for is left to [`Driver::answer`].
+    fn guard<R>(&mut self, now: Instant, body: impl FnOnce(&mut Self) -> R) -> Option<R> {
+        self.engine.carry(None);
+        if let Ok(done) = catch_unwind(AssertUnwindSafe(|| body(self))) {
+            return Some(done);
+        }
+        self.totals.panics += 1;
+        let id = self.engine.carried()?;
+        let (engine, sockets) = (&mut self.engine, &mut self.sockets);
+        let ended =
+            catch_unwind(AssertUnwindSafe(|| engine.handle(Input::Broken(id), now, sockets)));
+        if ended.is_err() {
+            self.totals.panics += 1;
+            // What is left of it must not end the shard.
+            let engine = &mut self.engine;
+            let forgotten = catch_unwind(AssertUnwindSafe(|| engine.forget(id)));
+            self.totals.panics += u64::from(forgotten.is_err());
+        }
+        None
+    }
+
     fn stream_ready(&mut self, id: FlowId, flags: epoll::EventFlags, now: Instant) {
+        self.engine.carry(Some(id));
         let Some(stream) = self.sockets.stream(id) else { return };
         if stream.ready(flags) {
             self.engine.mark_dirty(id);
@@ -358,6 +440,7 @@ impl<D: Device> Driver<D> {
                 if rings.is_none() {
                     self.engine.handle(Input::EvictIdle, now, &mut self.sockets);
                     self.answer(now);
+                    self.engine.carry(Some(id));
                     rings = self.take_rings();
                 }
                 match rings {
@@ -377,31 +460,38 @@ impl<D: Device> Driver<D> {
                 self.engine.handle(Input::Failed(id, failure), now, &mut self.sockets);
             }
         }
-        self.answer(now);
     }
 
     /// Carries out what the engine asks for.
     fn answer(&mut self, now: Instant) {
         let mut asked = None;
+        // Each panic is one output less.
+        while self.guard(now, |driver| driver.answer_all(&mut asked, now)).is_none() {}
+    }
+
+    fn answer_all(&mut self, asked: &mut Option<Asked>, now: Instant) {
         while let Some(output) = self.engine.poll_output() {
+            self.engine.carry(output.flow());
             let input = match output {
                 Output::Owner(id, protocol, client, destination) => {
                     let owners = self.owners.as_mut();
                     let owner = owners.and_then(|o| o.lookup(protocol, client, destination));
                     Some(Input::Owner(id, owner))
                 }
-                Output::Source(id, protocol, far) => {
-                    let answer = self.routes.lookup(self.query(protocol, far));
-                    asked = Some((id, far.ip(), answer));
+                Output::Source(id, protocol, far, bound) => {
+                    let answer = self.routes.lookup(self.query(protocol, far, bound));
+                    *asked = Some((id, far.ip(), answer));
                     Some(Input::Source(id, answer.map(|a| a.egress).map_err(unresolved)))
                 }
-                Output::Connect(id, far, egress) => {
-                    self.recheck(id, Protocol::Tcp, far, egress, asked, |driver, index| {
+                Output::Connect(id, far, egress, bound) => {
+                    let query = self.query(Protocol::Tcp, far, bound);
+                    self.recheck(id, query, egress, *asked, |driver, index| {
                         driver.sockets.connect(&driver.epoll, id, far, egress, index, driver.mark)
                     })
                 }
-                Output::Bind(id, mapping, far, egress) => {
-                    self.recheck(id, Protocol::Udp, far, egress, asked, |driver, index| {
+                Output::Bind(id, mapping, far, egress, bound) => {
+                    let query = self.query(Protocol::Udp, far, bound);
+                    self.recheck(id, query, egress, *asked, |driver, index| {
                         driver.sockets.bind(
                             &driver.epoll,
                             id,
@@ -413,19 +503,11 @@ impl<D: Device> Driver<D> {
                         )
                     })
                 }
-                Output::OpenEcho(id, far, egress) => {
-                    let to = SocketAddr::new(far, 0);
-                    let opened =
-                        self.recheck(id, Protocol::Icmp, to, egress, asked, |driver, index| {
-                            driver.sockets.open_echo(
-                                &driver.epoll,
-                                id,
-                                far,
-                                egress,
-                                index,
-                                driver.mark,
-                            )
-                        });
+                Output::OpenEcho(id, far, egress, bound) => {
+                    let query = self.query(Protocol::Icmp, SocketAddr::new(far, 0), bound);
+                    let opened = self.recheck(id, query, egress, *asked, |driver, index| {
+                        driver.sockets.open_echo(&driver.epoll, id, far, egress, index, driver.mark)
+                    });
                     if matches!(opened, Some(Input::Unsupported(_))) && !self.told_of_echo {
                         self.told_of_echo = true;
                         warn!(code = "echo-unsupported", "{}", EgressError::EchoUnsupported);
@@ -458,7 +540,7 @@ impl<D: Device> Driver<D> {
                 }
                 Output::Report(report) => {
                     if let Some(reports) = &self.reports
-                        && reports.try_send(*report).is_err()
+                        && reports.try_send((self.shard, *report)).is_err()
                     {
                         self.totals.reports_lost += 1;
                     }
@@ -477,15 +559,14 @@ impl<D: Device> Driver<D> {
     fn recheck(
         &mut self,
         id: FlowId,
-        protocol: Protocol,
-        far: SocketAddr,
+        query: Query,
         egress: Egress,
         asked: Option<Asked>,
         open: impl FnOnce(&mut Self, u32) -> Option<Input>,
     ) -> Option<Input> {
         let answer = match asked {
-            Some((flow, asked_for, answer)) if flow == id && asked_for == far.ip() => answer,
-            Some(_) | None => self.routes.lookup(self.query(protocol, far)),
+            Some((flow, to, answer)) if flow == id && to == query.destination => answer,
+            Some(_) | None => self.routes.lookup(query),
         };
         match answer {
             Ok(answer) if answer.egress == egress => open(self, answer.device_index),
@@ -494,10 +575,10 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    fn query(&self, protocol: Protocol, far: SocketAddr) -> Query {
+    fn query(&self, protocol: Protocol, far: SocketAddr, bound: Option<IpAddr>) -> Query {
         Query {
             destination: far.ip(),
-            source: None,
+            source: bound,
             device: None,
             protocol,
             destination_port: far.port(),

@@ -4,9 +4,12 @@
 pub mod device;
 pub mod driver;
 pub mod egress;
+pub mod host;
 #[cfg(test)]
 mod namespace;
 mod netlink;
 pub mod owner;
+pub mod peer;
 pub mod rings;
+pub mod rtnetlink;
 pub mod source;

@@ -123,6 +123,55 @@ impl Requests {
     }
 }
 
+/// Asks for a list and hands `each` the type and payload of every message of it. `false`:
+/// something changed while the list was made, and it may lack or repeat what did.
+pub(crate) fn dump(
+    socket: &OwnedFd,
+    sequence: u32,
+    kind: u16,
+    payload: &impl Emitable,
+    mut each: impl FnMut(u16, &[u8]),
+) -> Result<bool, Errno> {
+    let length = HEADER + payload.buffer_len();
+    let mut question = vec![0; length];
+    let mut header = NetlinkBuffer::new(&mut question[..]);
+    header.set_length(u32::try_from(length).map_err(|_| Errno::TOOBIG)?);
+    header.set_message_type(kind);
+    header.set_flags(netlink_packet_core::NLM_F_REQUEST | netlink_packet_core::NLM_F_DUMP);
+    header.set_sequence_number(sequence);
+    header.set_port_number(0);
+    payload.emit(&mut question[HEADER..]);
+    sendto(socket, &question, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+
+    let mut buffer = vec![0; LIST];
+    let mut whole = true;
+    loop {
+        let (length, _) = rustix::io::retry_on_intr(|| {
+            rustix::net::recv(socket, &mut buffer[..], RecvFlags::empty())
+        })?;
+        let mut rest = &buffer[..length.min(LIST)];
+        while let Ok(message) = NetlinkBuffer::new_checked(rest) {
+            let length = message.length() as usize;
+            let (kind, flags) = (message.message_type(), message.flags());
+            let ours = message.sequence_number() == sequence;
+            let payload = rest.get(HEADER..length).unwrap_or(&[]);
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+            if !ours {
+                continue;
+            }
+            whole &= flags & netlink_packet_core::NLM_F_DUMP_INTR == 0;
+            // An error ends a list, and an errno may stand in its end as well.
+            if matches!(kind, ERROR | DONE) {
+                return match payload.first_chunk().map(|code| i32::from_ne_bytes(*code)) {
+                    Some(code @ -4095..=-1) => Err(Errno::from_raw_os_error(-code)),
+                    _ => Ok(whole),
+                };
+            }
+            each(kind, payload);
+        }
+    }
+}
+
 /// What a datagram from the kernel holds for the question `sequence`.
 #[derive(Debug, PartialEq, Eq)]
 enum Found {
@@ -170,7 +219,11 @@ const QUESTION: usize = 256;
 /// The longest answer: a socket with all the attributes that come unasked has under 400 bytes.
 const ANSWER: usize = 8192;
 
+/// The longest datagram of a list that the kernel makes.
+const LIST: usize = 32 * 1024;
+
 const ERROR: u16 = 2;
+const DONE: u16 = 3;
 
 #[cfg(test)]
 mod tests {

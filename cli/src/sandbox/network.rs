@@ -40,12 +40,12 @@ use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, SocketType, netlink};
 use tunnel::device::OpenError;
+use tunnel::rtnetlink::Rtnetlink;
 use tunnel::source::{Query, RouteKind, Routes};
 
 use super::Plan;
 use super::error::{Failure, Stage};
 use super::inside::At;
-use super::rtnetlink::Rtnetlink;
 use super::sysctl::Sysctls;
 
 /// What was opened inside.

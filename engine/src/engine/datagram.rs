@@ -43,6 +43,7 @@ impl Engine {
             let first = First::Datagrams(vec![save(&datagram)]);
             return self.hold(key, facts, first, now, sink);
         };
+        self.carried = Some(id);
         self.table.touch(id, now);
         let Some(flow) = self.table.get_mut(id) else {
             return Outcome::Dropped(Dropped::NoFlow);
@@ -83,6 +84,7 @@ impl Engine {
             let first = First::Echoes(vec![save_echo(packet, echo)]);
             return self.hold(key, facts, first, now, sink);
         };
+        self.carried = Some(id);
         self.table.touch(id, now);
         let Some(flow) = self.table.get_mut(id) else {
             return Outcome::Dropped(Dropped::NoFlow);
@@ -178,6 +180,7 @@ impl Engine {
             self.counters.replies_dropped[Dropped::Unsolicited as usize] += 1;
             return;
         };
+        self.carried = Some(id);
         self.table.touch(id, now);
         let Some(flow) = self.table.get_mut(id) else { return };
         flow.received += payload.len() as u64;
@@ -214,6 +217,7 @@ impl Engine {
         now: Instant,
         sink: &mut impl Sink,
     ) {
+        self.carried = Some(id);
         self.table.touch(id, now);
         let Some(flow) = self.table.get_mut(id) else { return };
         flow.received += payload.len() as u64;
@@ -245,6 +249,7 @@ impl Engine {
         sink: &mut impl Sink,
     ) {
         if let Some(id) = self.flow_of(mapping, far) {
+            self.carried = Some(id);
             self.tell_failure(id, failure, sink);
         }
     }
@@ -326,6 +331,12 @@ impl Engine {
     /// Tells the app of a failure after its datagram is gone. The flow stays: the next
     /// datagram may fare better.
     fn tell_failure(&mut self, id: FlowId, failure: Failure, sink: &mut impl Sink) {
+        self.tell_error(id, Cause::Failed(failure), sink);
+    }
+
+    /// Writes the ICMP error that tells the app of `cause`, about a datagram or echo request
+    /// that is gone. TCP gets none.
+    pub(super) fn tell_error(&self, id: FlowId, cause: Cause, sink: &mut impl Sink) {
         let Some(flow) = self.table.get(id) else { return };
         let (client, destination) = (flow.opening.facts.client(), flow.opening.facts.destination());
         if crate::cast::is_cast(destination.ip()) {
@@ -333,25 +344,23 @@ impl Engine {
         }
         let v4 = client.is_ipv4();
         let protocol = flow.opening.facts.protocol;
-        let Answer::Icmp(error) = icmp::answer(Cause::Failed(failure), protocol, v4) else {
-            return;
+        let Answer::Icmp(error) = icmp::answer(cause, protocol, v4) else { return };
+        let sequence = match &flow.state {
+            State::Echo { sequence } => *sequence,
+            State::Held(Held { first: First::Echoes(saved), .. }) => {
+                saved.last().map_or(0, |last| last.sequence)
+            }
+            State::Held(_) | State::Stream(_) | State::Datagrams(_) | State::Answered(_) => 0,
         };
         let mut quote = [0; icmp::QUOTED];
-        let length = match &flow.state {
-            State::Echo { sequence } => icmp::quote_echo(
+        let length = if protocol == Protocol::Icmp {
+            icmp::quote_echo(&mut quote, client.ip(), destination.ip(), client.port(), sequence)
+        } else {
+            icmp::quote_udp(
                 &mut quote,
-                client.ip(),
-                destination.ip(),
-                client.port(),
-                *sequence,
-            ),
-            State::Held(_) | State::Stream(_) | State::Datagrams(_) | State::Answered(_) => {
-                icmp::quote_udp(
-                    &mut quote,
-                    (client.ip(), client.port()),
-                    (destination.ip(), destination.port()),
-                )
-            }
+                (client.ip(), client.port()),
+                (destination.ip(), destination.port()),
+            )
         };
         write_icmp(sink, destination.ip(), client.ip(), error, &quote[..length]);
     }

@@ -1,5 +1,7 @@
 //! From a held flow to its verdict: owner, then source, then the policy, then the socket.
 
+use std::sync::Arc;
+
 use crate::engine::{Engine, MappingKey, Output, Unresolved, write_icmp, write_reset};
 use crate::flow::{
     ANSWERED_IDLE, Answered, DROPPED_SYN, FAILED, First, FlowId, Held, REPEAT_AFTER, State, Waiting,
@@ -16,7 +18,7 @@ const ROUTE_CHANGES: u8 = 3;
 impl Engine {
     /// Asks for the next fact of a held flow.
     pub(super) fn ask(&mut self, id: FlowId, now: Instant) {
-        let wants_owner = self.config.reports || self.policy.needs_owner();
+        let wants_owner = self.config.reports || self.edition.policy.needs_owner();
         let Some(flow) = self.table.get_mut(id) else { return };
         let State::Held(held) = &mut flow.state else { return };
         flow.active = now;
@@ -34,6 +36,7 @@ impl Engine {
                 id,
                 flow.opening.facts.protocol,
                 flow.opening.far,
+                flow.opening.bound(),
             ));
         }
         self.arm(id);
@@ -129,9 +132,13 @@ impl Engine {
     fn decide(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) {
         let decision = loop {
             let Some(flow) = self.table.get_mut(id) else { return };
-            match self.policy.judge(&flow.opening.facts) {
+            match self.edition.policy.judge(&flow.opening.facts) {
                 Judgement::Decided(decision) => {
                     flow.opening.decision = Some((decision.verdict, decision.rule));
+                    if !Arc::ptr_eq(&flow.opening.edition, &self.edition) {
+                        flow.opening.edition = Arc::clone(&self.edition);
+                    }
+                    self.hits[self.edition.policy.position(decision.rule)] += 1;
                     break decision;
                 }
                 Judgement::Needs(Need::Owner) if flow.opening.facts.local => {
@@ -161,6 +168,7 @@ impl Engine {
     fn allow(&mut self, id: FlowId) {
         let Some(flow) = self.table.get_mut(id) else { return };
         let (far, protocol) = (flow.opening.far, flow.opening.facts.protocol);
+        let bound = flow.opening.bound();
         let Some(&egress) = flow.opening.facts.egress.known() else { return };
         let key = MappingKey {
             client: flow.opening.facts.client(),
@@ -175,9 +183,9 @@ impl Engine {
             held.waiting = Waiting::Egress(mapping);
         }
         self.outputs.push_back(match (protocol, mapping) {
-            (Protocol::Udp, Some(mapping)) => Output::Bind(id, mapping, far, egress),
-            (Protocol::Icmp, _) => Output::OpenEcho(id, far.ip(), egress),
-            (Protocol::Tcp | Protocol::Udp, _) => Output::Connect(id, far, egress),
+            (Protocol::Udp, Some(mapping)) => Output::Bind(id, mapping, far, egress, bound),
+            (Protocol::Icmp, _) => Output::OpenEcho(id, far.ip(), egress, bound),
+            (Protocol::Tcp | Protocol::Udp, _) => Output::Connect(id, far, egress, bound),
         });
         self.arm(id);
     }
@@ -221,7 +229,7 @@ impl Engine {
         }
     }
 
-    fn drop_silently(&mut self, id: FlowId, now: Instant) {
+    pub(super) fn drop_silently(&mut self, id: FlowId, now: Instant) {
         self.become_answered(id, Answer::Silence, true, Reason::Policy, now);
         self.arm(id);
     }
@@ -241,6 +249,7 @@ impl Engine {
         else {
             return;
         };
+        self.answered += 1;
         let State::Answered(answered) = &mut flow.state else { return };
         if let First::Syn(syn, _) = first {
             answered.syn = Some(syn);
@@ -283,13 +292,7 @@ impl Engine {
                 };
                 write_icmp(sink, destination.ip(), client.ip(), error, &quote[..length]);
             }
-            (Answer::Reset, Some(syn)) => {
-                if let Ok(packet) = packet::parse(syn, Checksum::Trusted)
-                    && let Transport::Tcp(segment) = packet.transport
-                {
-                    write_reset(sink, &packet, &segment);
-                }
-            }
+            (Answer::Reset, Some(syn)) => reset_syn(syn, sink),
             (Answer::Reset, None) => return false,
         }
         true
@@ -299,5 +302,14 @@ impl Engine {
         self.table
             .get(id)
             .is_some_and(|flow| matches!(&flow.state, State::Held(held) if held.waiting == waiting))
+    }
+}
+
+/// Answers a saved SYN with a reset.
+pub(super) fn reset_syn(syn: &[u8], sink: &mut impl Sink) {
+    if let Ok(packet) = packet::parse(syn, Checksum::Trusted)
+        && let Transport::Tcp(segment) = packet.transport
+    {
+        write_reset(sink, &packet, &segment);
     }
 }

@@ -14,7 +14,11 @@ impl Engine {
             let oldest = self.table.oldest(Which::HalfOpen).ok_or(Dropped::Limit)?;
             self.evict(oldest, Reason::Limit, now, sink);
         }
-        if self.table.len() >= self.config.flows {
+        // Two at most: a limit that was lowered is reached without a pause in which thousands go.
+        for _ in 0..2 {
+            if self.table.len() < self.config.flows {
+                break;
+            }
             let lists = if self.table.half_open() > self.config.flows / 4 {
                 [Which::HalfOpen, Which::Open]
             } else {
@@ -36,6 +40,7 @@ impl Engine {
     /// Ends a flow in whatever state it is: TCP by a RST to both sides, since nothing else
     /// ends a `recv()`.
     pub(super) fn evict(&mut self, id: FlowId, reason: Reason, now: Instant, sink: &mut impl Sink) {
+        self.carried = Some(id);
         let Some(flow) = self.table.get_mut(id) else { return };
         match &mut flow.state {
             State::Stream(stream) => {

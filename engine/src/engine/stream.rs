@@ -24,7 +24,9 @@ impl Engine {
         let key =
             Key::new(TCP, (client.ip(), client.port()), (destination.ip(), destination.port()));
         let opens = tcp.syn() && !tcp.ack() && !tcp.rst();
-        if let Some(id) = self.table.find(&key) {
+        let found = self.table.find(&key);
+        if let Some(id) = found {
+            self.carried = Some(id);
             let Some(flow) = self.table.get_mut(id) else {
                 return Outcome::Dropped(Dropped::NoFlow);
             };
@@ -78,6 +80,9 @@ impl Engine {
             return Outcome::Dropped(Dropped::Cast);
         }
         if !opens || tcp.destination_port() == 0 || tcp.source_port() == 0 {
+            if found.is_none() && !tcp.syn() {
+                self.counters.older += 1;
+            }
             write_reset(sink, packet, tcp);
             return Outcome::ToApp;
         }

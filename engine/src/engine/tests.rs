@@ -1,17 +1,22 @@
 //! Packet scripts against a whole engine; the far side and the host are played by hand.
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks for one output among all")]
 
+mod live;
+mod model;
+mod panics;
+mod reload;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::packet::checksum::{finish, pseudo, sum};
 use crate::packet::{ECHO_HEADER, ICMP, ICMPV6, TCP, UDP, be16, be32, ip_header, write_ip};
-use crate::policy::Policy;
+use crate::policy::{NoEnvironment, Policy, Source};
 use crate::{
     Config, Counters, Datagram, DeviceName, Dropped, Egress, Engine, Failure, FlowId, Input,
-    Instant, Meta, Outcome, Output, Reason, Received, RingId, Rings, Services, Sink, Stage,
-    Unresolved, Unsent, Way,
+    Instant, MappingId, Meta, Outcome, Output, Own, Owner, Reason, Received, RingId, Rings,
+    Services, Sink, Stage, Unresolved, Unsent, Way,
 };
 
 const FIN: u8 = 0x01;
@@ -53,6 +58,8 @@ struct Bench {
     wire: Wire,
     now: Instant,
     outputs: Vec<Output>,
+    /// Whose socket has that client address.
+    owner: fn(SocketAddr) -> Option<Owner>,
 }
 
 fn config() -> Config {
@@ -62,7 +69,7 @@ fn config() -> Config {
         udp_offload: false,
         flows: 64,
         half_open: 16,
-        own: None,
+        own: Own::Every,
         reports: true,
         services: Services::default(),
         seed: 7,
@@ -84,8 +91,17 @@ fn rings(id: u32) -> Rings {
 
 impl Bench {
     fn new(config: Config) -> Self {
-        let engine = Engine::new(config, Arc::new(Policy::allow_all()), Instant::ZERO);
-        Self { engine, wire: Wire::default(), now: Instant::ZERO, outputs: Vec::new() }
+        Self::with(config, Policy::allow_all())
+    }
+
+    fn with(config: Config, policy: Policy) -> Self {
+        Self {
+            engine: Engine::new(config, Arc::new(policy), Instant::ZERO),
+            wire: Wire::default(),
+            now: Instant::ZERO,
+            outputs: Vec::new(),
+            owner: |_| None,
+        }
     }
 
     /// Feeds a packet, answers owner and source as a host with one uplink would.
@@ -105,7 +121,7 @@ impl Bench {
         loop {
             while let Some(output) = self.engine.poll_output() {
                 let input = match output {
-                    Output::Owner(id, ..) => Some(Input::Owner(id, None)),
+                    Output::Owner(id, _, client, _) => Some(Input::Owner(id, (self.owner)(client))),
                     Output::Source(id, ..) => Some(Input::Source(id, Ok(egress()))),
                     Output::Bind(id, ..) | Output::OpenEcho(id, ..) => Some(Input::Bound(id, 9)),
                     other => {
@@ -170,6 +186,36 @@ impl Segment {
             payload,
         }
     }
+}
+
+/// A policy of these rules; `default allow` unless they say otherwise.
+fn policy(text: &str) -> Policy {
+    let default = if text.contains("default") { "" } else { "default allow" };
+    let text = format!("policy 1\n{text}\n{default}\n");
+    let source = Source { name: "test.policy".to_owned(), text };
+    Policy::load(&[source], &NoEnvironment).expect("a sound policy").0
+}
+
+/// An IPv4 packet of another client port (or echo identifier), to another host.
+fn aimed(mut packet: Vec<u8>, port: u16, to: [u8; 4]) -> Vec<u8> {
+    let protocol = packet[9];
+    packet[16..20].copy_from_slice(&to);
+    let (port_at, checksum_at) = match protocol {
+        TCP => (20, 36),
+        UDP => (20, 26),
+        _ => (24, 22),
+    };
+    packet[port_at..port_at + 2].copy_from_slice(&port.to_be_bytes());
+    packet[10..12].fill(0);
+    let header = finish(sum(&packet[..20]));
+    packet[10..12].copy_from_slice(&header.to_be_bytes());
+    packet[checksum_at..checksum_at + 2].fill(0);
+    let length = packet.len() - 20;
+    let pseudo =
+        if protocol == ICMP { 0 } else { pseudo(client(false).ip(), to.into(), protocol, length) };
+    let checksum = finish(sum(&packet[20..]) + pseudo);
+    packet[checksum_at..checksum_at + 2].copy_from_slice(&checksum.to_be_bytes());
+    packet
 }
 
 fn address(text: &str) -> SocketAddr {

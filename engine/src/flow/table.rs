@@ -156,6 +156,14 @@ impl Table {
         next
     }
 
+    /// The first flow at that place or behind it. A flow never changes its place.
+    pub(crate) fn from(&self, slot: usize) -> Option<FlowId> {
+        (slot..self.slots.capacity()).find_map(|slot| {
+            let serial = self.slots.get(slot)?.serial;
+            Some(FlowId { slot: slot as u32, serial })
+        })
+    }
+
     /// Every flow, in no order that means anything.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Flow> {
         self.slots.iter().map(|(_, slot)| &slot.flow)

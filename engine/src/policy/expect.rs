@@ -91,6 +91,7 @@ fn hypothesis(
         port: expect.port.map(|port| port.value),
         client: expect.client.map(|client| client.value),
         uid,
+        egress: None,
     };
     if let Err(error) = flow.check() {
         let help = match error {

@@ -45,6 +45,21 @@ pub struct RuleTried {
     pub clauses: Vec<ClauseTried>,
 }
 
+/// A rule as it stands in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleText<'a> {
+    /// Its id or `FILE:LINE`.
+    pub name: &'a str,
+    /// The file that it stands in.
+    pub file: &'a str,
+    /// The line that it begins on.
+    pub line: u32,
+    /// What it says.
+    pub text: String,
+    /// What it decides.
+    pub verdict: Verdict,
+}
+
 /// A clause that was tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClauseTried {
@@ -145,6 +160,22 @@ impl Policy {
         })
     }
 
+    /// The rules that give verdicts, in the order in which they are asked, without the default.
+    pub fn rule_texts(&self) -> impl Iterator<Item = RuleText<'_>> {
+        self.rules.rules.iter().map(|rule| RuleText {
+            name: &rule.name,
+            file: self.source(rule).map_or("", |source| &source.name),
+            line: rule.line,
+            text: self.text(rule, rule.site.span),
+            verdict: rule.verdict,
+        })
+    }
+
+    /// The verdict where no rule matches.
+    pub fn default_verdict(&self) -> Verdict {
+        self.default
+    }
+
     fn walk(&self, ruleset: &Ruleset, answers: &Answers, count: usize) -> Vec<RuleTried> {
         let places = ruleset.index.places();
         let mut places = places.chunk_by(|a, b| a.0 == b.0);
@@ -236,6 +267,7 @@ mod tests {
             port,
             client: None,
             uid: None,
+            egress: None,
         };
         policy.explain(&flow).expect("a source is given")
     }
@@ -264,6 +296,22 @@ mod tests {
             ]
         );
         assert_eq!(told.rules[0].text, "block tcp to @lan port 22, 23 id no-ssh");
+    }
+
+    #[test]
+    fn rules_as_they_stand() {
+        let source = Source { name: "a.policy".into(), text: POLICY.into() };
+        let (policy, _) = Policy::load(&[source], &NoEnvironment).expect("a good policy");
+        let rules: Vec<_> = policy.rule_texts().collect();
+        let names: Vec<_> = rules.iter().map(|rule| (rule.name, rule.line, rule.verdict)).collect();
+        let want = [
+            ("no-ssh", 4, Verdict::Block),
+            ("a.policy:6", 6, Verdict::Allow),
+            ("a.policy:7", 7, Verdict::Drop),
+        ];
+        assert_eq!(names, want);
+        assert_eq!(rules[2].text, "drop to 203.0.113.1");
+        assert_eq!(policy.default_verdict(), Verdict::Block);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use super::index::{Answers, Index, Question};
 use super::{Decision, Policy};
-use crate::{Fact, Protocol};
+use crate::{Egress, Fact, Protocol};
 
 /// The resolved source of a made-up flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub struct Hypothesis {
     pub client: Option<IpAddr>,
     /// The owner.
     pub uid: Option<u32>,
+    /// What it would leave with, where the kernel was asked.
+    pub egress: Option<Egress>,
 }
 
 /// Why no flow can be as it was made up.
@@ -89,17 +91,23 @@ impl Hypothesis {
 
     pub(super) fn question(&self) -> Question<'static> {
         let given = |address: Option<IpAddr>| address.map_or(Fact::Unknown, Fact::Known);
-        let (source, egress_address) = match (self.client, self.source) {
-            (Some(client), _) => (Fact::Known(client), Fact::Unknown),
-            (None, AssumedSource::Address(source)) => (Fact::Known(source), Fact::Known(source)),
-            (None, AssumedSource::Any) => (Fact::Unasked, Fact::Unasked),
+        let asked = given(self.egress.map(|egress| egress.address));
+        let (source, egress_address) = match (self.client, self.source, asked) {
+            (Some(client), _, asked) => (Fact::Known(client), asked),
+            (None, AssumedSource::Address(source), _) => (Fact::Known(source), Fact::Known(source)),
+            (None, AssumedSource::Any, Fact::Known(asked)) => {
+                (Fact::Known(asked), Fact::Known(asked))
+            }
+            (None, AssumedSource::Any, Fact::Unasked | Fact::Unknown) => {
+                (Fact::Unasked, Fact::Unasked)
+            }
         };
         Question {
             protocol: self.protocol,
             client: given(self.client),
             source,
             egress_address,
-            egress_device: Fact::Unknown,
+            egress_device: self.egress.map_or(Fact::Unknown, |egress| Fact::Known(egress.device)),
             destination: self.destination,
             port: self.port.map_or(Fact::Unknown, Fact::Known),
             uid: self.uid.map_or(Fact::Unknown, Fact::Known),

@@ -237,7 +237,7 @@ proptest! {
     ) {
         let (policy, _) = load(&text);
         let source = AssumedSource::Any;
-        let open = Hypothesis { protocol, source, destination, port, client: None, uid };
+        let open = Hypothesis { protocol, source, destination, port, client: None, uid, egress: None };
         let from = |address: IpAddr| {
             let source = AssumedSource::Address(address);
             policy.suppose(&Hypothesis { source, ..open }).expect("a source is given")

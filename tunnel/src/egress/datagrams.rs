@@ -152,7 +152,14 @@ impl<D: Device> Sockets<D> {
             Tag::Device | Tag::Wake | Tag::Stream(_) => false,
         };
         self.datagrams.buffer = Some(buffer);
-        if more && !self.datagrams.waiting.contains(&tag) {
+        if more {
+            self.read_again(tag);
+        }
+    }
+
+    /// Has a socket read in the next turn, without a new edge.
+    pub(crate) fn read_again(&mut self, tag: Tag) {
+        if !self.datagrams.waiting.contains(&tag) {
             self.datagrams.waiting.push_back(tag);
         }
     }

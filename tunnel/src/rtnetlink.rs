@@ -1,47 +1,82 @@
-//! Changing addresses, routes and rules: one request, one acknowledgement.
+//! Links, addresses, routes and rules: making, changing, removing and listing them.
+//!
+//! # Theory of operation
+//!
+//! One request, one answer, and the caller waits for it: the kernel does what is asked inside the
+//! `sendto()` that asks. A change is acknowledged with an errno or without. A list comes as
+//! many datagrams up to a "done"; where something changed while it was read the kernel says so,
+//! and the list is asked for again.
 
 use std::os::fd::OwnedFd;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    ParseableParametrized as _,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use socket2::SockRef;
+
+use crate::egress::pin::set_option;
+use crate::netlink;
 
 /// A `NETLINK_ROUTE` socket.
 #[derive(Debug)]
-pub(super) struct Rtnetlink {
+pub struct Rtnetlink {
     socket: OwnedFd,
     sequence: u32,
 }
 
 impl Rtnetlink {
     /// A socket of the network namespace that this thread is in.
-    pub(super) fn open() -> Result<Self, Errno> {
+    pub fn open() -> Result<Self, Errno> {
         let socket = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
             None, // NETLINK_ROUTE is 0
         )?;
+        // Lists are filtered by the kernel (Linux 4.20); before, by whoever reads them.
+        let _ = set_option(&SockRef::from(&socket), libc::SOL_NETLINK, STRICT, 1);
         Ok(Self { socket, sequence: 0 })
     }
 
     /// The index of a device.
-    pub(super) fn index(&self, device: &str) -> Result<u32, Errno> {
+    pub fn index(&self, device: &str) -> Result<u32, Errno> {
         rustix::net::netdevice::name_to_index(&self.socket, device)
     }
 
-    /// Makes something new.
-    pub(super) fn add(&mut self, message: RouteNetlinkMessage) -> Result<(), Errno> {
+    /// Makes something new; `EEXIST` where it is there already.
+    pub fn add(&mut self, message: RouteNetlinkMessage) -> Result<(), Errno> {
         self.request(message, NLM_F_CREATE | NLM_F_EXCL)
     }
 
-    /// Changes or removes something.
-    pub(super) fn change(&mut self, message: RouteNetlinkMessage) -> Result<(), Errno> {
+    /// Changes something, or removes it (a message of a `Del` kind).
+    pub fn change(&mut self, message: RouteNetlinkMessage) -> Result<(), Errno> {
         self.request(message, 0)
+    }
+
+    /// Lists what `message`, of a `Get` kind, asks for. What cannot be read is left out.
+    pub fn list(
+        &mut self,
+        message: &RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, Errno> {
+        let mut listed = Vec::new();
+        for _ in 0..TRIES {
+            listed.clear();
+            self.sequence += 1;
+            let each = |kind, payload: &[u8]| {
+                // An attribute that the crate cannot read costs its message, not the list.
+                listed.extend(RouteNetlinkMessage::parse_with_param(payload, kind));
+            };
+            let kind = message.message_type();
+            if netlink::dump(&self.socket, self.sequence, kind, message, each)? {
+                return Ok(listed);
+            }
+        }
+        Err(Errno::AGAIN)
     }
 
     fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), Errno> {
@@ -68,6 +103,12 @@ impl Rtnetlink {
 
 /// More than an acknowledgement with the request in it.
 const ANSWER: usize = 4096;
+
+/// `NETLINK_GET_STRICT_CHK`
+const STRICT: libc::c_int = 12;
+
+/// How often a list is asked for that changes while it is read.
+const TRIES: u32 = 20;
 
 /// What the kernel says to request `sequence`; `None`: it speaks of something else.
 fn acknowledgement(datagram: &[u8], sequence: u32) -> Option<Result<(), Errno>> {

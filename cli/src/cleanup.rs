@@ -1,0 +1,35 @@
+//! `tunneld cleanup`: undoes what a dead daemon has left on the host.
+
+use clap::Args;
+use serde_json::json;
+use tunnel::host::Host;
+
+use crate::client::Target;
+use crate::diagnostics;
+use crate::error::code;
+use crate::run::{directory, refuse};
+
+/// Undo what a dead daemon has left on the host
+///
+/// Exit: 0 done, 5 a daemon runs, or something could not be undone.
+#[derive(Debug, Args)]
+pub(crate) struct CleanupArgs {
+    #[command(flatten)]
+    daemon: Target,
+}
+
+pub(crate) fn run(args: &CleanupArgs, json: bool) -> anyhow::Result<u8> {
+    let socket = args.daemon.path()?;
+    let (_host, undone) = Host::open(directory(&socket)).map_err(refuse)?;
+    for change in &undone {
+        if json {
+            diagnostics::line(json!({ "event": "undone", "change": change }));
+        } else {
+            diagnostics::line(format!("undone: {change}"));
+        }
+    }
+    if undone.is_empty() && !json {
+        diagnostics::line("nothing was left behind");
+    }
+    Ok(code::DONE)
+}

@@ -1,0 +1,192 @@
+//! Walks through a parsed file: each key goes to its reader, each fault gets its place.
+
+use std::ops::{Range, RangeInclusive};
+use std::path::{Path, PathBuf};
+
+use toml::Spanned;
+use toml::de::{DeArray, DeString, DeTable, DeValue};
+
+use super::Config;
+use super::fault::Fault;
+use super::keys::{KEYS, LISTS};
+use super::nearest::nearest;
+
+/// The uid of a user, by name.
+pub(crate) type Uid<'a> = &'a dyn Fn(&str) -> Option<u32>;
+
+/// Reads one file.
+pub(super) struct Reader<'a> {
+    text: &'a str,
+    /// What relative paths are relative to.
+    directory: &'a Path,
+    uid: Uid<'a>,
+    faults: Vec<Fault>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(text: &'a str, directory: &'a Path, uid: Uid<'a>) -> Self {
+        Self { text, directory, uid, faults: Vec::new() }
+    }
+
+    /// Reads everything; a key that has a fault keeps its default.
+    pub(super) fn read(mut self) -> (Config, Vec<Fault>) {
+        let mut config = Config::default();
+        match DeTable::parse(self.text) {
+            Ok(root) => self.root(root.get_ref(), &mut config),
+            Err(error) => {
+                self.fault(error.span().unwrap_or(0..0), error.message(), None);
+            }
+        }
+        self.faults.sort_by_key(|fault| (fault.line, fault.column));
+        (config, self.faults)
+    }
+
+    fn root(&mut self, root: &DeTable<'_>, config: &mut Config) {
+        for (table, value) in root {
+            let name = table.get_ref().as_ref();
+            if LISTS.contains(&name) {
+                self.fault(table.span(), format!("`[[{name}]]`: not in this version"), None);
+                continue;
+            }
+            if !KEYS.iter().any(|key| key.table == name) {
+                let tables = KEYS.iter().map(|key| key.table).chain(LISTS.iter().copied());
+                let help = nearest(name, tables);
+                self.fault(table.span(), format!("unknown table `{name}`"), help);
+                continue;
+            }
+            let DeValue::Table(keys) = value.get_ref() else {
+                let help = format!("write `[{name}]` and its keys below");
+                self.fault(value.span(), format!("`{name}` is a table"), Some(help));
+                continue;
+            };
+            for (key, value) in keys {
+                self.key(name, key, value, config);
+            }
+        }
+    }
+
+    fn key(
+        &mut self,
+        table: &str,
+        key: &Spanned<DeString<'_>>,
+        value: &Spanned<DeValue<'_>>,
+        config: &mut Config,
+    ) {
+        let name = key.get_ref().as_ref();
+        let Some(known) = KEYS.iter().find(|k| k.table == table && k.name == name) else {
+            let keys = KEYS.iter().filter(|k| k.table == table).map(|k| k.name);
+            let help = nearest(name, keys);
+            self.fault(key.span(), format!("unknown key `{table}.{name}`"), help);
+            return;
+        };
+        match known.read {
+            Some(read) => read(self, value, config),
+            None => {
+                self.fault(key.span(), format!("`{table}.{name}`: not in this version"), None);
+            }
+        }
+    }
+
+    pub(super) fn string(&mut self, value: &Spanned<DeValue<'_>>) -> Option<String> {
+        if let DeValue::String(text) = value.get_ref() {
+            return Some(text.to_string());
+        }
+        self.fault(value.span(), "a string in quotes is wanted", None);
+        None
+    }
+
+    pub(super) fn integer(
+        &mut self,
+        value: &Spanned<DeValue<'_>>,
+        range: RangeInclusive<i64>,
+    ) -> Option<i64> {
+        let number = integer(value.get_ref()).filter(|number| range.contains(number));
+        if number.is_none() {
+            let (least, most) = (range.start(), range.end());
+            self.fault(value.span(), format!("a number from {least} to {most} is wanted"), None);
+        }
+        number
+    }
+
+    pub(super) fn boolean(&mut self, value: &Spanned<DeValue<'_>>) -> Option<bool> {
+        if let DeValue::Boolean(boolean) = value.get_ref() {
+            return Some(*boolean);
+        }
+        self.fault(value.span(), "true or false is wanted", None);
+        None
+    }
+
+    /// A list of `what`, for example `example`.
+    pub(super) fn list<'v, 't>(
+        &mut self,
+        value: &'v Spanned<DeValue<'t>>,
+        what: &str,
+        example: &str,
+    ) -> Option<&'v DeArray<'t>> {
+        if let DeValue::Array(items) = value.get_ref() {
+            return Some(items);
+        }
+        let help = format!("for example {example}");
+        self.fault(value.span(), format!("a list of {what} is wanted"), Some(help));
+        None
+    }
+
+    /// A path, made relative to where the file lies.
+    pub(super) fn path(&mut self, value: &Spanned<DeValue<'_>>) -> Option<PathBuf> {
+        let text = self.string(value)?;
+        if text.is_empty() || text.contains('\0') {
+            self.fault(value.span(), "not a path", None);
+            return None;
+        }
+        Some(self.directory.join(text))
+    }
+
+    /// One of the words of the interface, of which this build honours `now` alone.
+    pub(super) fn only(
+        &mut self,
+        value: &Spanned<DeValue<'_>>,
+        key: &str,
+        now: &str,
+        later: &[&str],
+    ) -> bool {
+        let Some(text) = self.string(value) else { return false };
+        if text == now {
+            return true;
+        }
+        let name = key.rsplit('.').next().unwrap_or(key);
+        if later.contains(&&*text) {
+            let help = format!("write {name} = \"{now}\"");
+            let message = format!("`{key} = \"{text}\"`: not in this version");
+            self.fault(value.span(), message, Some(help));
+        } else {
+            let mut words = format!("`{now}`");
+            for word in later {
+                words.push_str(&format!(" or `{word}`"));
+            }
+            self.fault(value.span(), format!("{words} is wanted"), None);
+        }
+        false
+    }
+
+    pub(super) fn uid(&self, user: &str) -> Option<u32> {
+        (self.uid)(user)
+    }
+
+    pub(super) fn fault(
+        &mut self,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: Option<String>,
+    ) {
+        let before = self.text.get(..span.start).unwrap_or(self.text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        self.faults.push(Fault { line, column, message: message.into(), help });
+    }
+}
+
+/// The number that a value is, if it is one.
+pub(super) fn integer(value: &DeValue<'_>) -> Option<i64> {
+    let DeValue::Integer(number) = value else { return None };
+    i64::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()
+}

@@ -1,0 +1,246 @@
+//! What is said to a request that is not done: a status of HTTP and one JSON object.
+//!
+//! hyper answers what it can't parse by itself, with a status and no body. [`Spoken`] stands
+//! between it and the socket and puts our object in its place.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+
+use super::rights::Right;
+use crate::daemon::{KillError, NotLoaded, Unanswered, Unexplained};
+use crate::diagnostics::Told;
+use crate::error::code;
+
+/// A refusal.
+#[derive(Debug)]
+pub(super) struct Denial {
+    status: StatusCode,
+    error: String,
+    help: Option<String>,
+    /// What the client ends with.
+    exit: u8,
+    diagnostics: Vec<Told>,
+}
+
+impl Denial {
+    pub(super) fn new(status: StatusCode, exit: u8, error: impl ToString) -> Self {
+        Self { status, error: error.to_string(), help: None, exit, diagnostics: Vec::new() }
+    }
+
+    /// What was sent makes no sense.
+    pub(super) fn bad(error: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code::USAGE, error).help(PATHS)
+    }
+
+    /// Who asked may not.
+    pub(super) fn not_permitted(right: Right) -> Self {
+        let (error, help) = match right {
+            Right::Look => ("not permitted to look", "root, and members of `control.group`, may"),
+            Right::Act => ("not permitted to act", "root, and users in `control.admins`, may"),
+        };
+        Self::new(StatusCode::FORBIDDEN, code::NOT_PERMITTED, error).help(help)
+    }
+
+    /// The kernel does not say who asks.
+    pub(super) fn stranger() -> Self {
+        let error = "the kernel does not say who asks";
+        Self::new(StatusCode::FORBIDDEN, code::NOT_PERMITTED, error)
+            .help("connect to the Unix socket from this host")
+    }
+
+    /// Too many ask at once.
+    pub(super) fn crowded() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code::FAILED, "too many requests at once")
+            .help("ask again later")
+    }
+
+    /// The expression or policy that was sent is wrong.
+    pub(super) fn faulty(exit: u8, error: impl ToString, diagnostics: Vec<Told>) -> Self {
+        let denial = Self::new(StatusCode::UNPROCESSABLE_ENTITY, exit, error);
+        Self { diagnostics, ..denial }.help("docs/policy.md is the language")
+    }
+
+    pub(super) fn help(mut self, help: impl ToString) -> Self {
+        self.help = Some(help.to_string());
+        self
+    }
+
+    fn object(&self) -> Value {
+        let mut object = json!({
+            "event": "error", "error": self.error, "help": self.help, "exit": self.exit,
+        });
+        if !self.diagnostics.is_empty() {
+            object["diagnostics"] = self.diagnostics.iter().map(Told::object).collect();
+        }
+        object
+    }
+
+    /// Answers a connection that is not carried on. Without waiting: nobody's loss but its own.
+    pub(super) fn write_to(&self, stream: &UnixStream) {
+        let _ = stream.try_write(&self.message());
+    }
+
+    /// The whole answer.
+    fn message(&self) -> Vec<u8> {
+        let body = format!("{}\n", self.object());
+        let head = format!(
+            "HTTP/1.1 {}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n",
+            self.status,
+            body.len()
+        );
+        (head + &body).into_bytes()
+    }
+}
+
+/// What helps whoever asked for what is not there.
+const PATHS: &str = "GET /v1/openapi.json describes every request";
+
+impl IntoResponse for Denial {
+    fn into_response(self) -> Response {
+        let body = format!("{}\n", self.object());
+        (self.status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+    }
+}
+
+impl From<Unanswered> for Denial {
+    fn from(error: Unanswered) -> Self {
+        let status = match error {
+            Unanswered::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Unanswered::Silent(_) => StatusCode::GATEWAY_TIMEOUT,
+        };
+        Self::new(status, code::FAILED, error).help("the daemon's log says more")
+    }
+}
+
+impl From<KillError> for Denial {
+    fn from(error: KillError) -> Self {
+        match error {
+            KillError::NoSuchFlow(_) => Self::new(StatusCode::NOT_FOUND, code::FAILED, error)
+                .help("`tunneld flows` lists what is live"),
+            KillError::NotYours(_) => Self::new(StatusCode::FORBIDDEN, code::NOT_PERMITTED, error)
+                .help("root, users in `control.admins`, and the flow's own user may end it"),
+            KillError::Unanswered(error) => error.into(),
+        }
+    }
+}
+
+impl From<NotLoaded> for Denial {
+    fn from(error: NotLoaded) -> Self {
+        let (status, exit) = match &error {
+            NotLoaded::Configuration(_) | NotLoaded::Policy(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, code::FINDING)
+            }
+            NotLoaded::NeedsRestart(_) => (StatusCode::CONFLICT, code::FAILED),
+            NotLoaded::Unreadable { .. } | NotLoaded::Files(_) | NotLoaded::Crashed => {
+                (StatusCode::INTERNAL_SERVER_ERROR, code::FAILED)
+            }
+            NotLoaded::Unanswered(unanswered) => {
+                let status = Self::from(*unanswered).status;
+                (status, code::FAILED)
+            }
+        };
+        let help = error.help().unwrap_or("nothing has changed");
+        let denial = Self::new(status, exit, &error).help(help);
+        Self { diagnostics: error.diagnostics().to_vec(), ..denial }
+    }
+}
+
+impl From<Unexplained> for Denial {
+    fn from(error: Unexplained) -> Self {
+        match error {
+            Unexplained::NoSuchFlow(_) => Self::bad(error),
+            Unexplained::Source(_) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, code::FINDING, error)
+                    .help("give an address as SRC")
+            }
+            Unexplained::Crashed => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::FAILED, error)
+                    .help("the daemon's log says more")
+            }
+        }
+    }
+}
+
+/// A stream whose every error says what is wrong.
+#[derive(Debug)]
+pub(super) struct Spoken<S> {
+    stream: S,
+    /// What is said instead of what hyper wrote, and how much of it is out.
+    instead: Option<(Vec<u8>, usize)>,
+}
+
+impl<S> Spoken<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, instead: None }
+    }
+}
+
+/// What to say where `written` is hyper's own answer to something that it can't parse: an
+/// error without a body, which none of our answers is.
+fn own_answer(written: &[u8]) -> Option<Denial> {
+    let rest = written.strip_prefix(b"HTTP/1.")?.get(2..)?;
+    let empty = b"content-length: 0\r\n";
+    if !written.ends_with(b"\r\n\r\n") || !written.windows(empty.len()).any(|part| part == empty) {
+        return None;
+    }
+    let status = StatusCode::from_bytes(rest.get(..3)?).ok()?;
+    let error = match status {
+        StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+            "the head of the request is too long"
+        }
+        StatusCode::HTTP_VERSION_NOT_SUPPORTED => "not HTTP/1.1",
+        status if status.is_client_error() => "not an HTTP request",
+        _ => return None,
+    };
+    Some(Denial { status, ..Denial::bad(error) })
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Spoken<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Spoken<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.instead.is_none() {
+            this.instead = own_answer(buf).map(|denial| (denial.message(), 0));
+        }
+        while let Some((message, written)) = &mut this.instead {
+            let Some(rest) = message.get(*written..).filter(|rest| !rest.is_empty()) else {
+                this.instead = None;
+                return Poll::Ready(Ok(buf.len()));
+            };
+            match ready!(Pin::new(&mut this.stream).poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                count => *written += count,
+            }
+        }
+        Pin::new(&mut this.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

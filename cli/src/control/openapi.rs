@@ -1,0 +1,181 @@
+//! The description of the control socket in OpenAPI 3.1. `docs/json.md` describes the objects.
+
+use serde_json::{Map, Value, json};
+
+/// A request.
+pub(super) struct Described {
+    pub(super) method: &'static str,
+    pub(super) path: &'static str,
+    summary: &'static str,
+    /// Who may.
+    rights: &'static str,
+    /// Keys of the query.
+    query: &'static [(&'static str, &'static str)],
+    body: Option<Schema>,
+    /// One object, or one a line.
+    lines: bool,
+    /// The `event` of the objects.
+    event: &'static str,
+}
+
+/// What a body must be.
+#[derive(Clone, Copy)]
+enum Schema {
+    Policy,
+    Flow,
+}
+
+const LOOK: &str = "root, admins, members of the group";
+const ACT: &str = "root, admins";
+
+const fn look(path: &'static str, event: &'static str, summary: &'static str) -> Described {
+    let (method, rights) = ("get", LOOK);
+    Described { method, path, summary, rights, query: &[], body: None, lines: false, event }
+}
+
+const fn order(path: &'static str, event: &'static str, summary: &'static str) -> Described {
+    Described { method: "post", ..look(path, event, summary) }
+}
+
+/// Every request there is.
+pub(super) const REQUESTS: [Described; 9] = [
+    look("/v1/status", "status", "The daemon's state"),
+    Described {
+        query: &[("match", "Clauses of the policy language, such as `tcp port 443 user alice`")],
+        lines: true,
+        ..look("/v1/flows", "flow", "Live flows")
+    },
+    Described {
+        method: "delete",
+        rights: "root, admins, the flow's own user",
+        ..look("/v1/flows/{id}", "killed", "Ends a flow")
+    },
+    Described { lines: true, ..look("/v1/rules", "rule", "Rules and how often each decided") },
+    Described {
+        rights: ACT,
+        query: &[("dry_run", "1: say what would be cut, for which the right to look is enough")],
+        ..order("/v1/reload", "reload", "Reads configuration and policy again, all or nothing")
+    },
+    Described {
+        body: Some(Schema::Policy),
+        ..order("/v1/diff", "diff", "Live flows that a policy would cut")
+    },
+    Described {
+        body: Some(Schema::Flow),
+        ..order("/v1/explain", "explain", "What the policy in force does with a flow, and why")
+    },
+    Described { lines: true, ..look("/v1/watch", "flow", "Events as they happen") },
+    look("/v1/openapi.json", "", "This description"),
+];
+
+impl Schema {
+    fn value(self) -> Value {
+        let text = json!({ "type": "string" });
+        match self {
+            Self::Policy => json!({
+                "type": "object",
+                "required": ["sources"],
+                "additionalProperties": false,
+                "properties": {
+                    "sources": { "type": "array", "items": {
+                        "type": "object",
+                        "required": ["name", "text"],
+                        "additionalProperties": false,
+                        "properties": {
+                            "name": text, "text": text, "path": { "type": ["string", "null"] },
+                        },
+                    }},
+                    "files": { "type": "array", "items": {
+                        "type": "object",
+                        "required": ["source", "path", "text"],
+                        "additionalProperties": false,
+                        "properties": { "source": text, "path": text, "text": text },
+                    }},
+                },
+            }),
+            Self::Flow => json!({
+                "type": "object",
+                "required": ["protocol", "destination"],
+                "additionalProperties": false,
+                "properties": {
+                    "protocol": { "enum": ["tcp", "udp", "icmp"] },
+                    "destination": text,
+                    "source": { "type": ["string", "null"] },
+                    "port": { "type": ["integer", "null"], "minimum": 0, "maximum": 65535 },
+                    "client": { "type": ["string", "null"] },
+                    "uid": { "type": ["integer", "null"], "minimum": 0 },
+                },
+            }),
+        }
+    }
+}
+
+/// The document.
+pub(super) fn document() -> Value {
+    let mut paths = Map::new();
+    for request in &REQUESTS {
+        let operations = paths.entry(request.path).or_insert_with(|| json!({}));
+        operations[request.method] = operation(request);
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": { "title": "tunneld control socket", "version": env!("CARGO_PKG_VERSION") },
+        "servers": [{ "url": "http://localhost", "description": "over the Unix socket" }],
+        "paths": paths,
+        "components": { "schemas": {
+            "error": {
+                "type": "object",
+                "required": ["event", "error", "help", "exit"],
+                "properties": {
+                    "event": { "const": "error" },
+                    "error": { "type": "string" },
+                    "help": { "type": ["string", "null"] },
+                    "exit": { "type": "integer" },
+                    "diagnostics": { "type": "array", "items": { "type": "object" } },
+                },
+            },
+        }},
+    })
+}
+
+fn operation(request: &Described) -> Value {
+    let in_query = request.query.iter().map(|(name, description)| {
+        json!({
+            "name": name, "in": "query", "required": false, "description": description,
+            "schema": { "type": "string" },
+        })
+    });
+    let in_path = request.path.contains("{id}").then(|| {
+        json!({
+            "name": "id", "in": "path", "required": true, "description": "SHARD-NUMBER",
+            "schema": { "type": "string", "pattern": "^[0-9]+-[0-9]+$" },
+        })
+    });
+    let content = if request.lines { "application/x-ndjson" } else { "application/json" };
+    let mut schema = json!({ "type": "object" });
+    if !request.event.is_empty() {
+        schema["properties"] = json!({ "event": { "const": request.event } });
+    }
+    // A stream carries objects of other kinds as well.
+    if request.path == "/v1/watch" {
+        schema["properties"] = json!({ "event": { "enum": ["flow", "lost"] } });
+    }
+    let mut operation = json!({
+        "summary": request.summary,
+        "description": format!("Who may: {}.", request.rights),
+        "parameters": in_query.chain(in_path).collect::<Value>(),
+        "responses": {
+            "200": { "description": "Done", "content": { content: { "schema": schema } } },
+            "default": { "description": "Not done", "content": { "application/json": {
+                "schema": { "$ref": "#/components/schemas/error" },
+            }}},
+        },
+    });
+    if let Some(body) = request.body {
+        operation["requestBody"] = json!({
+            "required": true,
+            "content": { "application/json": { "schema": body.value() } },
+        });
+    }
+    operation
+}

@@ -1,0 +1,290 @@
+//! The requests of `/v1`, each with the right that it needs. `openapi` describes them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Extension, Path, Query, Request, State};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::connections::{Seat, Task};
+use super::denial::Denial;
+use super::openapi;
+use super::rights::Right;
+use crate::daemon::{Daemon, FlowId, NoFlowId, NotLoaded, Reloaded, Selection, Unexplained};
+use crate::error::code;
+use crate::policy_sent::PolicySent;
+
+/// Longest body, in bytes.
+const BODY: usize = 1 << 20;
+/// Longest policy, files of sets included.
+const POLICY: usize = 64 << 20;
+/// Policies that are compiled at once: each may take a processor for seconds and several times
+/// its size.
+const POLICIES: usize = 2;
+
+/// What every handler has.
+#[derive(Clone)]
+struct Control {
+    daemon: Arc<Daemon>,
+    policies: Arc<Semaphore>,
+    patience: Duration,
+}
+
+type Answer = Result<Response, Denial>;
+
+pub(super) fn router(daemon: Arc<Daemon>, patience: Duration) -> Router {
+    let control = Control { daemon, policies: Arc::new(Semaphore::new(POLICIES)), patience };
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/flows", get(flows))
+        .route("/v1/flows/{id}", delete(kill))
+        .route("/v1/rules", get(rules))
+        .route("/v1/reload", post(reload))
+        .route("/v1/diff", post(diff))
+        .route("/v1/explain", post(explain))
+        .route("/v1/watch", get(watch))
+        .route("/v1/openapi.json", get(description))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(control)
+}
+
+async fn status(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    uri: Uri,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    query(&uri, [])?;
+    Ok(object(&control.daemon.status().await?))
+}
+
+async fn flows(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    uri: Uri,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    let [expression] = query(&uri, ["match"])?;
+    let selection = match expression {
+        None => None,
+        Some(expression) => Some(select(expression).await?),
+    };
+    Ok(lines(control.daemon.flows(selection).await?))
+}
+
+async fn kill(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    id: Result<Path<FlowId>, PathRejection>,
+    uri: Uri,
+) -> Answer {
+    query(&uri, [])?;
+    let Path(id) = id.map_err(|_| Denial::bad(NoFlowId))?;
+    // Whoever may not act may still end what is theirs.
+    let acts = control.daemon.in_force().access.grants(seat.peer(), Right::Act);
+    control.daemon.kill(id, (!acts).then_some(seat.peer().uid)).await?;
+    Ok(object(&json!({ "event": "killed", "id": id.to_string() })))
+}
+
+async fn rules(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    uri: Uri,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    query(&uri, [])?;
+    Ok(lines(control.daemon.rules().await?))
+}
+
+async fn reload(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    uri: Uri,
+) -> Answer {
+    let [dry_run] = query(&uri, ["dry_run"])?;
+    let dry_run = match dry_run.as_deref() {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(other) => return Err(Denial::bad(format!("dry_run is 0 or 1, not `{other}`"))),
+    };
+    control.require(&seat, if dry_run { Right::Look } else { Right::Act })?;
+    let daemon = Arc::clone(&control.daemon);
+    // A task of its own: it goes on to its end where the client goes away.
+    let reload = tokio::spawn(async move {
+        if dry_run { daemon.rehearse().await } else { daemon.reload().await }
+    });
+    let reloaded = reload.await.unwrap_or(Err(NotLoaded::Crashed))?;
+    told(reloaded, "reload").await
+}
+
+async fn diff(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    request: Request,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    query(request.uri(), [])?;
+    let receiving = Seat::begin(&seat, Task::Policy).ok_or_else(Denial::crowded)?;
+    let body = control.body(request, POLICY).await?;
+    let _busy = Seat::busy(&seat);
+    let place = timeout(control.patience, control.policies.acquire()).await;
+    let _place = place.ok().and_then(Result::ok).ok_or_else(Denial::crowded)?;
+    let load = move || {
+        let sent: PolicySent = parse(&body)?;
+        sent.load().map_err(|found| Denial::faulty(code::FINDING, "the policy has errors", found))
+    };
+    let loaded = tokio::task::spawn_blocking(load).await;
+    let (policy, warnings) = loaded.unwrap_or_else(|_| Err(NotLoaded::Crashed.into()))?;
+    drop(receiving);
+    told(control.daemon.compare(policy, warnings).await?, "diff").await
+}
+
+async fn explain(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    request: Request,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    query(request.uri(), [])?;
+    let asked = parse(&control.body(request, BODY).await?)?;
+    let _busy = Seat::busy(&seat);
+    Ok(object(&control.daemon.explain(asked).await?))
+}
+
+async fn watch(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    uri: Uri,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    query(&uri, [])?;
+    let watching = Seat::begin(&seat, Task::Watch).ok_or_else(|| {
+        Denial::new(StatusCode::SERVICE_UNAVAILABLE, code::FAILED, "you watch too often already")
+            .help("end another watch first")
+    })?;
+    // A stream lasts longer than its answer's head.
+    let events = (control.daemon.events().watch(), (watching, Seat::busy(&seat)));
+    let stream = futures_util::stream::unfold(events, |(mut watch, busy)| async {
+        let line = watch.next().await?;
+        let line = Bytes::copy_from_slice(line.as_bytes());
+        Some((Ok::<_, std::convert::Infallible>(line), (watch, busy)))
+    });
+    Ok(([(header::CONTENT_TYPE, LINES)], Body::from_stream(stream)).into_response())
+}
+
+async fn description(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    uri: Uri,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    query(&uri, [])?;
+    Ok(object(&openapi::document()))
+}
+
+async fn unknown(uri: Uri) -> Denial {
+    let error = format!("there is no {}", uri.path());
+    let denial = Denial::new(StatusCode::NOT_FOUND, code::USAGE, error);
+    if uri.path() == "/metrics" {
+        return denial.help("/metrics: not in this version");
+    }
+    denial.help("GET /v1/openapi.json describes every request")
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Denial {
+    let error = format!("{} takes no {method}", uri.path());
+    Denial::new(StatusCode::METHOD_NOT_ALLOWED, code::USAGE, error)
+        .help("GET /v1/openapi.json describes every request")
+}
+
+impl Control {
+    fn require(&self, seat: &Seat, right: Right) -> Result<(), Denial> {
+        let granted = self.daemon.in_force().access.grants(seat.peer(), right);
+        if granted { Ok(()) } else { Err(Denial::not_permitted(right)) }
+    }
+
+    /// All of a request's body.
+    async fn body(&self, request: Request, limit: usize) -> Result<Bytes, Denial> {
+        let too_long = || {
+            let error = format!("the body is longer than {} MiB", limit >> 20);
+            Denial::new(StatusCode::PAYLOAD_TOO_LARGE, code::FAILED, error)
+                .help("GET /v1/openapi.json describes every request")
+        };
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > limit as u64) {
+            return Err(too_long());
+        }
+        let body = Limited::new(request.into_body(), limit).collect();
+        match timeout(self.patience, body).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_long()),
+            Ok(Err(_)) => Err(Denial::bad("the body cannot be read")),
+            Err(_) => {
+                let error = "the body did not come in time";
+                Err(Denial::new(StatusCode::REQUEST_TIMEOUT, code::FAILED, error)
+                    .help("send all of the request at once"))
+            }
+        }
+    }
+}
+
+async fn select(expression: String) -> Result<Selection, Denial> {
+    let parse = move || Selection::parse(&expression);
+    match tokio::task::spawn_blocking(parse).await {
+        Ok(Ok(selection)) => Ok(selection),
+        Ok(Err(found)) => Err(Denial::faulty(code::USAGE, "the expression has errors", found)),
+        Err(_) => Err(Unexplained::Crashed.into()),
+    }
+}
+
+/// The values of a query's keys; another key is an error, and so is one given twice.
+fn query<const N: usize>(uri: &Uri, keys: [&str; N]) -> Result<[Option<String>; N], Denial> {
+    let pairs = Query::<Vec<(String, String)>>::try_from_uri(uri)
+        .map_err(|_| Denial::bad("the query cannot be read"))?;
+    let mut values: HashMap<String, String> = HashMap::new();
+    for (key, value) in pairs.0 {
+        if !keys.contains(&&*key) {
+            return Err(Denial::bad(format!("{} takes no `{key}`", uri.path())));
+        }
+        if values.contains_key(&key) {
+            return Err(Denial::bad(format!("`{key}` is given twice")));
+        }
+        values.insert(key, value);
+    }
+    Ok(keys.map(|key| values.remove(key)))
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Denial> {
+    serde_json::from_slice(body).map_err(|error| Denial::bad(format!("the body: {error}")))
+}
+
+const OBJECT: &str = "application/json";
+const LINES: &str = "application/x-ndjson";
+
+fn object(object: &Value) -> Response {
+    ([(header::CONTENT_TYPE, OBJECT)], format!("{object}\n")).into_response()
+}
+
+fn lines(lines: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, LINES)], lines).into_response()
+}
+
+/// A policy may cut many flows: its object is written on a thread of its own.
+async fn told(reloaded: Reloaded, event: &'static str) -> Answer {
+    let write = move || format!("{}\n", reloaded.object(event));
+    let text = tokio::task::spawn_blocking(write).await.map_err(|_| NotLoaded::Crashed)?;
+    Ok(([(header::CONTENT_TYPE, OBJECT)], text).into_response())
+}

@@ -1,0 +1,136 @@
+//! Which flows are meant: an expression in the clauses of the policy language.
+//!
+//! The expression becomes the one rule of a policy, and a flow is meant where that policy
+//! allows it. So it means here what it means in a policy.
+
+use engine::policy::{
+    Diagnostic, Environment, Judgement, Policy, ReadError, Source, Verdict, code,
+};
+use engine::{Fact, Facts, Report};
+
+use crate::diagnostics::Told;
+use crate::policy_files;
+
+/// What stands before the expression on its line.
+const LEAD: &str = "allow ";
+/// What diagnostics call the expression.
+const NAME: &str = "--match";
+
+/// A compiled expression.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    policy: Policy,
+}
+
+/// The users of the host, and no files.
+struct Users;
+
+impl Environment for Users {
+    fn uid(&self, user: &str) -> Option<u32> {
+        policy_files::uid(user)
+    }
+
+    fn read(&self, _: &str, _: &str) -> Result<String, ReadError> {
+        Err(ReadError::Missing)
+    }
+}
+
+impl Selection {
+    /// Compiles an expression such as `tcp to 10.0.0.0/8 port 443`; an empty one means all.
+    /// May ask the host for users, which may take its time.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub(crate) fn parse(expression: &str) -> Result<Self, Vec<Told>> {
+        // One line, so that nothing but clauses can be said. What is left out where a comment
+        // or a backslash ends the line would be missed without a word.
+        let visible = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
+        let line: String = expression.chars().map(visible).collect();
+        let line = match line.trim_end() {
+            line if line.ends_with('\\') => format!("{line}\u{fffd}"),
+            line => line.to_owned(),
+        };
+        let text = format!("policy 1\n{LEAD}{line}\ndefault block\n");
+        let source = Source { name: NAME.to_owned(), text };
+        match Policy::load(&[source], &Users) {
+            Ok((policy, _)) => Ok(Self { policy }),
+            Err(found) => Err(found.iter().map(told).collect()),
+        }
+    }
+
+    /// Whether a flow is meant. A clause about what its report does not know does not hold.
+    pub(crate) fn means(&self, report: &Report) -> bool {
+        let known = |owner: &engine::Owner| Fact::Known(owner.clone());
+        let mut facts =
+            Facts::new(report.protocol, report.client, report.destination, report.local);
+        facts.owner = report.owner.as_ref().map_or(Fact::Unknown, known);
+        facts.egress = report.egress.map_or(Fact::Unknown, Fact::Known);
+        match self.policy.judge(&facts) {
+            Judgement::Decided(decision) => decision.verdict == Verdict::Allow,
+            // No fact is unasked here.
+            Judgement::Needs(_) => false,
+        }
+    }
+}
+
+/// A diagnostic that speaks of the expression and not of the rule around it.
+fn told(diagnostic: &Diagnostic) -> Told {
+    debug_assert!(diagnostic.code != code::MISSING_DEFAULT, "the expression ended its rule");
+    Told::of(diagnostic, &|source| source.into()).in_argument(NAME, LEAD.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The flow of `docs/json.md`: tcp 192.168.7.5 by eth0 to 203.0.113.9:443, alice's.
+    #[test]
+    fn expressions() {
+        let report = crate::report::tests::example();
+        let nameless = Report { owner: None, egress: None, ..report.clone() };
+        for (expression, meant, where_unknown) in [
+            ("", true, true),
+            ("tcp", true, true),
+            ("udp", false, false),
+            ("tcp to 203.0.113.0/24 port 443", true, true),
+            ("to 203.0.113.9 port 80", false, false),
+            ("client 198.18.0.0/15", true, true),
+            ("from 192.168.7.5", true, false),
+            ("from not 192.168.7.5", false, false),
+            ("egress eth0", true, false),
+            ("egress wwan0", false, false),
+            ("user 1000", true, false),
+            ("user root", false, false),
+            ("user unknown", false, true),
+            ("cgroup /user.slice", true, false),
+            ("via direct", true, true),
+            ("tcp # a comment", true, true),
+        ] {
+            let selection = Selection::parse(expression).expect(expression);
+            assert_eq!(selection.means(&report), meant, "{expression}");
+            assert_eq!(selection.means(&nameless), where_unknown, "{expression}");
+        }
+    }
+
+    #[test]
+    fn faults_are_shown_where_they_are() {
+        for (expression, code, column) in [
+            ("tcp prot 443", "unknown-clause", 5),
+            ("to 10.0.0.1/8", "host-bits", 4),
+            ("user no-such-user-here", "unknown-user", 6),
+            ("to @lan", "unknown-set", 4),
+            ("via wg0", "not-in-this-version", 5),
+            ("to www.example.com", "not-in-this-version", 4),
+            ("tcp \nallow udp", "bad-character", 5),
+            ("tcp \\", "bad-character", 5),
+        ] {
+            let found = Selection::parse(expression).expect_err(expression);
+            let object = found[0].object();
+            assert_eq!((&object["file"], &object["line"]), (&"--match".into(), &1.into()));
+            assert_eq!(object["code"], code, "{expression}: {object}");
+            assert_eq!(object["column"], column, "{expression}: {object}");
+            let text = object["excerpt"]["text"].as_str().expect("an excerpt");
+            assert!(!text.starts_with(LEAD), "{object}");
+        }
+    }
+}

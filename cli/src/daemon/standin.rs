@@ -1,0 +1,209 @@
+//! A shard for tests: it has flows and a policy and carries nothing.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::SystemTime;
+
+use engine::policy::{Judgement, NoEnvironment, Policy, RuleId, Source, Verdict};
+use engine::{Fact, Facts, Reason, Report, Stage};
+use tunnel::driver::Unasked;
+use tunnel::driver::request::{Changed, Hits, Killed, Request, Status};
+
+use super::{Access, Daemon, Events, Parts, Shard};
+use crate::config::Config;
+use crate::report::{Clock, tests::example};
+
+/// What the rest of the daemon holds of it.
+pub(crate) struct StandIn {
+    requests: SyncSender<Request>,
+}
+
+impl Shard for StandIn {
+    fn ask(&self, request: Request) -> Result<(), Unasked> {
+        self.requests.send(request).map_err(|_| Unasked::Gone)
+    }
+}
+
+/// What it does with what it is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// What a shard does.
+    Answers,
+    /// It hears nothing.
+    Silent,
+    /// It ends at the first question.
+    Ends,
+}
+
+struct Carried {
+    policy: Arc<Policy>,
+    generation: u64,
+    flows: Vec<Report>,
+    hits: u64,
+}
+
+impl StandIn {
+    pub(crate) fn start(policy: Arc<Policy>, flows: Vec<Report>, manner: Manner) -> Self {
+        let (requests, received) = sync_channel(64);
+        let carried = Carried { policy, generation: 1, flows, hits: 0 };
+        std::thread::spawn(move || carried.run(&received, manner));
+        Self { requests }
+    }
+}
+
+impl Carried {
+    fn run(mut self, requests: &Receiver<Request>, manner: Manner) {
+        let mut unanswered = Vec::new();
+        while let Ok(request) = requests.recv() {
+            match manner {
+                Manner::Answers => self.answer(request),
+                Manner::Silent => unanswered.push(request),
+                Manner::Ends => return,
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        match request {
+            Request::Reload { policy, generation, answer } => {
+                assert!(generation > self.generation, "a generation that was taken before");
+                let (cut, kept) = std::mem::take(&mut self.flows)
+                    .into_iter()
+                    .partition(|flow| judged(&policy, flow).0 != Verdict::Allow);
+                (self.policy, self.generation, self.flows) = (policy, generation, kept);
+                let cut: Vec<Report> = cut;
+                let ended = cut.into_iter().map(|flow| {
+                    let (verdict, rule) = judged(&self.policy, &flow);
+                    let (verdict, rule) = (Some(verdict), Some(rule));
+                    let reason = Some(Reason::Policy);
+                    Report { stage: Stage::Closed, verdict, rule, reason, generation, ..flow }
+                });
+                answer(ended.collect());
+            }
+            Request::Compare { policy, answer } => {
+                let changed = self.flows.iter().filter_map(|flow| {
+                    let (verdict, rule) = judged(&policy, flow);
+                    let flow = flow.clone();
+                    (verdict != Verdict::Allow).then_some(Changed { flow, verdict, rule })
+                });
+                answer(changed.collect());
+            }
+            Request::Own(_) | Request::Limits { .. } => {}
+            Request::Flows { answer } => answer(self.flows.clone()),
+            Request::Kill { number, of, answer } => {
+                let at = self.flows.iter().position(|flow| flow.number == number);
+                let owner = at.and_then(|at| self.flows[at].owner.as_ref()).map(|owner| owner.uid);
+                answer(match at {
+                    None => Killed::NoSuchFlow,
+                    Some(_) if of.is_some() && of != owner => Killed::NotYours,
+                    Some(at) => {
+                        self.flows.remove(at);
+                        Killed::Done
+                    }
+                });
+            }
+            Request::Hits { answer } => {
+                self.hits += 1;
+                let names = self.policy.rule_texts().map(|rule| rule.name.to_owned());
+                let names = names.chain([self.policy.rule_name(RuleId::DEFAULT).to_owned()]);
+                let hits = (0..).map(|at| if at == 0 { 0 } else { at + self.hits });
+                answer(Hits { generation: self.generation, rules: names.zip(hits).collect() });
+            }
+            Request::Status { answer } => answer(Status {
+                generation: self.generation,
+                flows: self.flows.len(),
+                flows_opened: 1042,
+                memory: 3 << 20,
+                ..Status::default()
+            }),
+        }
+    }
+}
+
+fn judged(policy: &Policy, flow: &Report) -> (Verdict, String) {
+    let mut facts = Facts::new(flow.protocol, flow.client, flow.destination, flow.local);
+    facts.owner = flow.owner.clone().map_or(Fact::Unknown, Fact::Known);
+    facts.egress = flow.egress.map_or(Fact::Unknown, Fact::Known);
+    match policy.judge(&facts) {
+        Judgement::Decided(decision) => {
+            (decision.verdict, policy.rule_name(decision.rule).to_owned())
+        }
+        Judgement::Needs(_) => panic!("all facts are known"),
+    }
+}
+
+/// An open flow of user 1000 to a port of 203.0.113.9.
+pub(crate) fn flow(number: u64, port: u16) -> Report {
+    let destination = SocketAddr::from(([203, 0, 113, 9], port));
+    let (stage, closed, reason) = (Stage::Open, None, None);
+    Report { number, destination, stage, closed, reason, ..example() }
+}
+
+pub(crate) fn policy(text: &str) -> Arc<Policy> {
+    let source = Source { name: "a.policy".into(), text: text.into() };
+    Arc::new(Policy::load(&[source], &NoEnvironment).expect("a good policy").0)
+}
+
+/// A directory with configuration and policy, gone at the end.
+pub(crate) struct Disk(pub(crate) PathBuf);
+
+impl Disk {
+    pub(crate) fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tunneld-{name}-{}", std::process::id()));
+        let disk = Self(path);
+        std::fs::create_dir_all(disk.0.join("policy.d")).expect("a directory");
+        disk.write("tunneld.toml", CONFIG);
+        disk.write("policy.d/a.policy", OPEN);
+        disk
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.join(name), text).expect("a file");
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(crate) const CONFIG: &str = "[policy]\ndirectory = \"policy.d\"\n";
+/// A policy that allows the flows of the tests.
+pub(crate) const OPEN: &str = "policy 1\nblock tcp port 25\nallow tcp\ndefault block\n";
+/// One that ends those to port 80.
+pub(crate) const NO_80: &str = "policy 1\nblock tcp port 80 id no-80\nallow tcp\ndefault block\n";
+
+/// A daemon of two shards with two flows each, to ports 80 and 443.
+pub(crate) fn daemon(disk: &Disk, access: Access, manner: Manner) -> Daemon {
+    let file = disk.path("tunneld.toml");
+    let text = std::fs::read_to_string(&file).expect("a file");
+    let config: Config = crate::config::parse(Path::new(&file), &text).expect("a good one");
+    let policy = policy(OPEN);
+    let clock = Clock { epoch: SystemTime::now() };
+    let shard = |manner| -> Box<dyn Shard> {
+        let flows = vec![flow(1, 80), flow(2, 443)];
+        Box::new(StandIn::start(Arc::clone(&policy), flows, manner))
+    };
+    Daemon::new(Parts {
+        shards: vec![(shard(Manner::Answers), clock), (shard(manner), clock)],
+        policy: Arc::clone(&policy),
+        generation: 1,
+        config_file: Some(file),
+        config,
+        access,
+        events: Arc::default(),
+        mark: None,
+    })
+}
+
+/// For those who have no daemon to ask for them.
+pub(crate) fn events(daemon: &Daemon) -> Arc<Events> {
+    Arc::clone(daemon.events())
+}

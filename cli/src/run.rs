@@ -1,0 +1,298 @@
+//! `tunneld run`: the daemon, which takes a whole host's packets.
+//!
+//! # Theory of operation
+//!
+//! Everything that can be refused is refused before the host is touched: rights, configuration,
+//! policy, a second daemon, a foreign device. What a dead daemon left is undone. Then:
+//!
+//! ```text
+//! queues of the TUN ─▶ engine and driver a queue, one thread each ─▶ control socket bound
+//!   ─▶ changes of the host: each journaled, then made (tunnel::host)
+//!   ─▶ READY=1 ─▶ control, signals, addresses of the host
+//! SIGTERM ─▶ shards end their flows ─▶ changes undone, the last one first
+//! ```
+//!
+//! The shards run before the routes that lead to them are made, so no packet waits for a
+//! reader. The main thread runs the control socket and all that is not a packet on one runtime.
+
+mod addresses;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::{self, JoinHandle};
+use std::time::SystemTime;
+
+use anyhow::Context;
+use clap::Args;
+use engine::policy::Policy;
+use engine::{DeviceName, Own, Services};
+use rustix::process::geteuid;
+use sd_notify::NotifyState;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{info, warn};
+use tunnel::device::open_tun;
+use tunnel::driver::{DriverError, Handle, Totals};
+use tunnel::host::{self, Host, HostError};
+use tunnel::owner::{Owners, open_diagnostics};
+
+use crate::config::{self, Capture, Config, GuardMode, Queues};
+use crate::control;
+use crate::daemon::{self, Access, Daemon, Events, Shard};
+use crate::error::{Refusal, code};
+use crate::policy_files;
+use crate::report::Clock;
+use crate::shards::{Blueprint, raise_descriptors};
+
+/// Take this host's packets, until told to stop
+///
+/// Runs in the foreground and tells a service manager when it is ready. SIGHUP reloads,
+/// SIGTERM ends it and puts everything back.
+///
+/// Exit: 0 ended by a signal, 2 the configuration is wrong, 5 failed.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// The configuration
+    #[arg(long, value_name = "FILE", default_value = CONFIG)]
+    config: PathBuf,
+}
+
+/// Where the configuration is looked for.
+pub(crate) const CONFIG: &str = "/etc/tunneld/tunneld.toml";
+/// Reports that may wait for those who watch.
+const REPORTS: usize = 65_536;
+/// Below as many cores one shard carries as much as two (`docs/performance.md`).
+const CORES_FOR_TWO: usize = 4;
+
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
+    if !geteuid().is_root() {
+        return Err(Refusal::new(code::FAILED, "cannot run the daemon: it takes root")
+            .help("`tunneld exec -- CMD` needs no root")
+            .into());
+    }
+    let config = read_config(&args.config)?;
+    let policy = Arc::new(read_policy(&config)?);
+    let (mut host, undone) = Host::open(directory(&config.control.socket)).map_err(refuse)?;
+    if !undone.is_empty() {
+        info!(changes = undone.len(), "undid what an earlier daemon had left");
+    }
+    let plan = plan(&config)?;
+    host.refuse_foreign(&plan).map_err(refuse)?;
+
+    let shards = Shards::start(&config, &policy)?;
+    let mark = Some(config.host.mark);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control socket")?;
+    let listener = runtime
+        .block_on(async { control::listen(&config.control.socket, &config.control.group) })?;
+    let daemon = Arc::new(Daemon::new(daemon::Parts {
+        shards: shards.seen_by_control(),
+        policy,
+        generation: 1,
+        config_file: Some(args.config.clone()),
+        access: Access::of(&config.control),
+        config,
+        events: Arc::clone(&shards.events),
+        mark,
+    }));
+
+    let seen = host::Seen::look().map_err(refuse)?;
+    if let Err(error) = host.apply(host::changes(&plan, &seen)) {
+        shards.stop();
+        return Err(refuse(error));
+    }
+    addresses::follow(&shards.handles)?;
+
+    let served = runtime.block_on(serve(listener, &daemon));
+    notify(&[NotifyState::Stopping]);
+    let ended = shards.end();
+    let restored = host.restore().map_err(refuse);
+    served?;
+    restored?;
+    ended?;
+    Ok(code::DONE)
+}
+
+/// Serves the control socket until a signal ends the daemon.
+async fn serve(listener: UnixListener, daemon: &Arc<Daemon>) -> std::io::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let stop = async {
+        notify(&[NotifyState::Ready]);
+        info!("ready");
+        loop {
+            tokio::select! {
+                _ = term.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hang_up.recv() => reload(daemon).await,
+            }
+        }
+    };
+    control::serve(listener, Arc::clone(daemon), stop).await;
+    Ok(())
+}
+
+/// SIGHUP. What it says goes to the log; the verb says it to who asked.
+async fn reload(daemon: &Daemon) {
+    let now = NotifyState::monotonic_usec_now();
+    notify(&[NotifyState::Reloading, now.unwrap_or(NotifyState::Ready)]);
+    match daemon.reload().await {
+        Ok(reloaded) => {
+            info!(generation = reloaded.generation, cut = reloaded.cut.len(), "reloaded")
+        }
+        Err(error) => warn!(code = "reload-refused", "not reloaded, all is as it was: {error}"),
+    }
+    notify(&[NotifyState::Ready]);
+}
+
+/// Tells the service manager, if there is one.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(code = "notify-failed", "cannot tell the service manager: {error}");
+    }
+}
+
+/// The threads that carry flows.
+struct Shards {
+    handles: Vec<Handle>,
+    clocks: Vec<Clock>,
+    threads: Vec<JoinHandle<Result<Totals, DriverError>>>,
+    events: Arc<Events>,
+}
+
+impl Shards {
+    fn start(config: &Config, policy: &Arc<Policy>) -> anyhow::Result<Self> {
+        let queues = open_queues(config)?;
+        raise_descriptors();
+        let (sender, receiver) = sync_channel(REPORTS);
+        let blueprint = Blueprint {
+            config,
+            policy: Arc::clone(policy),
+            own: Own::Addresses {
+                device: config.device.addresses.iter().map(ipnet::IpNet::addr).collect(),
+                host: addresses::now().context("cannot look at the host's addresses")?,
+            },
+            services: Services::default(),
+            mark: Some(config.host.mark),
+            shards: queues.len(),
+            reports: Some(sender),
+        };
+        let mut shards = Self {
+            handles: Vec::new(),
+            clocks: Vec::new(),
+            threads: Vec::new(),
+            events: Arc::default(),
+        };
+        for (number, queue) in queues.into_iter().enumerate() {
+            let owners = open_diagnostics().and_then(Owners::new);
+            let driver = blueprint.build(number, queue, owners.ok())?;
+            shards.handles.push(driver.handle());
+            shards.clocks.push(Clock { epoch: SystemTime::now() - driver.epoch().elapsed() });
+            shards.threads.push(
+                thread::Builder::new()
+                    .name(format!("shard-{number}"))
+                    .spawn(move || driver.run())
+                    .context("cannot start a thread")?,
+            );
+        }
+        // Ends when the last shard has.
+        let (clocks, events) = (shards.clocks.clone(), Arc::clone(&shards.events));
+        thread::Builder::new()
+            .name("events".to_owned())
+            .spawn(move || daemon::publish(&receiver, &clocks, &events))
+            .context("cannot start a thread")?;
+        Ok(shards)
+    }
+
+    fn seen_by_control(&self) -> Vec<(Box<dyn Shard>, Clock)> {
+        let handles = self.handles.iter().cloned();
+        handles
+            .zip(&self.clocks)
+            .map(|(handle, clock)| (Box::new(handle) as Box<dyn Shard>, *clock))
+            .collect()
+    }
+
+    fn stop(&self) {
+        for handle in &self.handles {
+            handle.stop();
+        }
+    }
+
+    /// Ends every flow and waits for that.
+    fn end(self) -> anyhow::Result<()> {
+        self.stop();
+        for thread in self.threads {
+            thread.join().map_err(|_| anyhow::anyhow!("a shard's thread panicked"))??;
+        }
+        Ok(())
+    }
+}
+
+/// All queues are attached before the device is up: a queue that came later would take over
+/// half of the flows (the kernel hashes them anew).
+fn open_queues(config: &Config) -> anyhow::Result<Vec<OwnedFd>> {
+    let queues = match config.device.queues {
+        Queues::Count(count) => count,
+        Queues::Auto => {
+            let cores = thread::available_parallelism().map_or(1, usize::from);
+            if cores < CORES_FOR_TWO { 1 } else { cores / 2 }
+        }
+    };
+    (0..queues)
+        .map(|_| {
+            open_tun(&config.device.name, true, queues > 1).map_err(|error| {
+                let what = format!("cannot open the device {}: {error}", config.device.name);
+                Refusal::new(code::FAILED, what).help("modprobe tun").into()
+            })
+        })
+        .collect()
+}
+
+/// Where lock and journal are: beside the control socket, so that whoever finds one finds all.
+pub(crate) fn directory(socket: &Path) -> &Path {
+    socket.parent().unwrap_or_else(|| Path::new("/"))
+}
+
+fn read_config(file: &Path) -> anyhow::Result<Config> {
+    let config = config::read(file)?;
+    match config.written_guard_mode()? {
+        GuardMode::Open => Ok(config),
+    }
+}
+
+fn read_policy(config: &Config) -> anyhow::Result<Policy> {
+    let directory = config.policy.clone();
+    let directory = directory.unwrap_or_else(|| policy_files::DIRECTORY.into());
+    policy_files::load(&[directory], code::FAILED)
+}
+
+fn plan(config: &Config) -> anyhow::Result<host::Plan> {
+    Ok(host::Plan {
+        device: DeviceName::new(&config.device.name).context("the device's name was checked")?,
+        addresses: config.device.addresses.clone(),
+        mtu: config.device.mtu,
+        mark: host::Mark { value: config.host.mark, mask: config.host.mask },
+        table: config.host.table,
+        priority: config.host.priority,
+        capture: match &config.device.capture {
+            Capture::All => host::Capture::All,
+            Capture::Prefixes(prefixes) => host::Capture::Prefixes(prefixes.clone()),
+            Capture::Nothing => host::Capture::Nothing,
+        },
+        forward: config.device.forward,
+        local: config.guard.local.clone(),
+    })
+}
+
+pub(crate) fn refuse(error: HostError) -> anyhow::Error {
+    let refusal = Refusal::new(code::FAILED, &error);
+    match error.help() {
+        Some(help) => refusal.help(help).into(),
+        None => refusal.into(),
+    }
+}

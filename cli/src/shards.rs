@@ -1,0 +1,94 @@
+//! What `exec` and `run` build their shards from.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+
+use anyhow::Context;
+use engine::policy::Policy;
+use engine::{Engine, Instant, Own, Report, Services};
+use rustix::process::{Resource, getrlimit, setrlimit};
+use tunnel::device::{Device, Tun};
+use tunnel::driver::{Driver, Parts};
+use tunnel::owner::Owners;
+use tunnel::rings::Pool;
+use tunnel::source::Routes;
+
+use crate::config::{Config, Limits};
+
+/// Descriptors kept for everything that is not a flow.
+const RESERVED_DESCRIPTORS: u64 = 64;
+
+/// What every shard of a daemon has in common.
+#[derive(Debug)]
+pub(crate) struct Blueprint<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) policy: Arc<Policy>,
+    /// Whose flows are this host's own.
+    pub(crate) own: Own,
+    pub(crate) services: Services,
+    /// The mark of our sockets.
+    pub(crate) mark: Option<u32>,
+    /// How many shards the limits are divided among.
+    pub(crate) shards: usize,
+    pub(crate) reports: Option<SyncSender<(usize, Report)>>,
+}
+
+impl Blueprint<'_> {
+    /// Shard `number`, at `queue` of the device. Nothing runs yet.
+    pub(crate) fn build(
+        &self,
+        number: usize,
+        queue: OwnedFd,
+        owners: Option<Owners>,
+    ) -> anyhow::Result<Driver<Tun>> {
+        let device = Tun::adopt(queue).context("cannot use the TUN device")?;
+        let (flows, memory) = share(self.config.limits, self.shards);
+        let config = engine::Config {
+            mtu: self.config.device.mtu,
+            offload: device.offload(),
+            udp_offload: device.udp_offload(),
+            flows,
+            half_open: engine::Config::half_open(flows),
+            own: self.own.clone(),
+            reports: self.reports.is_some(),
+            services: self.services.clone(),
+            seed: random_seed()?,
+        };
+        let driver = Driver::new(Parts {
+            engine: Engine::new(config, Arc::clone(&self.policy), Instant::ZERO),
+            device,
+            routes: Routes::open().context("cannot look up routes")?,
+            owners,
+            rings: Pool::new(memory),
+            mark: self.mark,
+            shard: number,
+            reports: self.reports.clone(),
+        })?;
+        Ok(driver)
+    }
+}
+
+/// The limits of one of so many shards: flows, and bytes of rings. A flow may need a descriptor,
+/// so there are no more than this process may have: see [`raise_descriptors`].
+pub(crate) fn share(limits: Limits, shards: usize) -> (usize, usize) {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let descriptors = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS));
+    let flows = limits.flows.min(descriptors.unwrap_or(usize::MAX));
+    ((flows / shards).max(16), limits.memory / shards)
+}
+
+/// Raises the soft limit of descriptors to the hard one.
+pub(crate) fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Where it is refused the old limit stands.
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+fn random_seed() -> anyhow::Result<u64> {
+    let mut seed = [0u8; 8];
+    rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+        .context("no random numbers")?;
+    Ok(u64::from_ne_bytes(seed))
+}

@@ -1,0 +1,86 @@
+//! How long a large policy takes; run by hand.
+
+use super::*;
+
+/// `cargo test --profile ci -p engine -- --ignored --nocapture figures`
+#[test]
+#[ignore = "a measurement, not a test"]
+fn figures() {
+    for (rules, sets) in [(10, 0), (10_000, 0), (100_000, 0), (10, 1_000_000)] {
+        measure(rules, sets);
+    }
+}
+
+/// Time that this thread ran: other work on the machine does not count.
+fn cpu_time() -> std::time::Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
+    let ran = stat.split(' ').next().and_then(|ns| ns.parse().ok());
+    std::time::Duration::from_nanos(ran.expect("nanoseconds"))
+}
+
+fn measure(rules: u32, items: u32) {
+    let mut seed = 99_u64;
+    let mut random = |below: u32| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((seed >> 33) as u32) % below
+    };
+    let address = |n: u32| std::net::Ipv4Addr::from(n);
+    let mut text = String::from("policy 1\n");
+    let mut bench = bench();
+    if items > 0 {
+        let mut list = String::new();
+        for _ in 0..items {
+            let length = match random(100) {
+                0..70 => 32,
+                70..94 => 24,
+                _ => 16 + random(8),
+            };
+            let mask = u32::MAX << (32 - length);
+            let n = (random(1 << 16) << 16 | random(1 << 16)) & mask;
+            list += &format!("{}/{length}\n", address(n));
+        }
+        bench.files.insert("list.txt", list);
+        text.push_str("set list = file \"list.txt\"\nblock to @list\nallow tcp from @list\n");
+    }
+    for _ in 0..rules {
+        let n = random(1 << 16) << 16 | random(1 << 16);
+        let clauses = match random(5) {
+            0 => format!("tcp to {}/24 port {}", address(n & !255), random(65_536)),
+            1 => format!("from {}/24 to {}", address(n & !255), address(random(u32::MAX))),
+            2 => format!("to {} port {} user {}", address(n), random(65_536), random(5_000)),
+            3 => format!("from {}", address(n)),
+            _ => format!("udp to {}/16 port {}", address(n & !0xffff), random(65_536)),
+        };
+        text += &format!("block {clauses}\n");
+    }
+    text.push_str("default allow\n");
+    let source = Source { name: "p".into(), text };
+    let before = cpu_time();
+    let (policy, warnings) = Policy::load(&[source], &bench).expect("a good policy");
+    let load = cpu_time() - before;
+    let device = crate::DeviceName::new("eth0").expect("device");
+    let flows: Vec<Facts> = (0..100_000)
+        .map(|_| {
+            let ip = |n: u32| std::net::IpAddr::V4(address(n));
+            let destination = (ip(random(1 << 16) << 16 | random(1 << 16)), random(65_536) as u16);
+            let client = (ip(random(1 << 30)), 1);
+            let mut facts = Facts::new(Protocol::Tcp, client.into(), destination.into(), true);
+            let source = ip(random(1 << 16) << 16 | random(1 << 16));
+            facts.egress = Fact::Known(crate::Egress { address: source, device });
+            facts.owner = Fact::Known(Owner { uid: random(5_000), cgroup: None });
+            facts
+        })
+        .collect();
+    let before = cpu_time();
+    let mut decided = [0_usize; 2];
+    for facts in &flows {
+        let Judgement::Decided(decision) = policy.judge(facts) else { panic!("all is known") };
+        decided[usize::from(decision.verdict == Verdict::Allow)] += 1;
+    }
+    let judge = (cpu_time() - before) / flows.len() as u32;
+    println!(
+        "{rules} rules, {items} items: load {load:?}, {} MB, judge {judge:?}, {} warnings, {decided:?}",
+        (policy.rules.index.heap_bytes() + policy.routes.index.heap_bytes()) / 1_000_000,
+        warnings.len(),
+    );
+}

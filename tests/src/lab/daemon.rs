@@ -1,0 +1,137 @@
+//! `tunneld run` on a host of the lab, and its verbs.
+//!
+//! The daemon's files lie in a directory of the test's own, so daemons of tests side by side
+//! cannot meet; everything else it changes is the namespace's.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::command::{Finished, Program, Running};
+use super::exec::built_tunneld;
+use super::netns::Netns;
+use super::scratch::Scratch;
+
+/// A daemon that is to run on `netns`.
+#[derive(Debug)]
+pub struct Daemon {
+    netns: Netns,
+    files: Scratch,
+    running: Option<Running>,
+}
+
+impl Daemon {
+    /// Writes its files. `config` are lines of tunneld.toml beside those that every test needs.
+    pub fn new(netns: &Netns, policy: &str, config: &str) -> Result<Self> {
+        let files = Scratch::new()?;
+        files.write("policy.d/test.policy", policy)?;
+        let own = "[control]\nsocket = \"run/control.sock\"\n\
+                   [policy]\ndirectory = \"policy.d\"\n[guard]\nmode = \"open\"\n";
+        files.write("tunneld.toml", &format!("{config}\n{own}"))?;
+        Ok(Self { netns: netns.clone(), files, running: None })
+    }
+
+    /// [`Daemon::new`], started and ready.
+    pub fn start(netns: &Netns, policy: &str, config: &str) -> Result<Self> {
+        let mut daemon = Self::new(netns, policy, config)?;
+        daemon.run()?;
+        Ok(daemon)
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn run(&mut self) -> Result<()> {
+        self.running = Some(self.program()?.limit(Duration::from_secs(300)).spawn()?);
+        let began = Instant::now();
+        loop {
+            let running = self.running.as_mut().context("it was started")?;
+            if running.ended()? {
+                let ended = self.running.take().context("it was started")?.wait()?;
+                anyhow::bail!("the daemon ended: {ended:?}");
+            }
+            if self.verb(&["status"])?.code() == 0 {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < Duration::from_secs(10), "not ready: {}", running_text(self));
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// `tunneld run`, not yet started.
+    pub fn program(&self) -> Result<Program> {
+        Ok(self.netns.command(built_tunneld()?).args(["run", "--config"]).args([self.config()]))
+    }
+
+    /// The configuration's path.
+    pub fn config(&self) -> PathBuf {
+        self.files.join("tunneld.toml")
+    }
+
+    /// The control socket's path.
+    pub fn socket(&self) -> PathBuf {
+        self.files.join("run/control.sock")
+    }
+
+    /// The directory of its files.
+    pub fn files(&self) -> &Scratch {
+        &self.files
+    }
+
+    /// Runs a verb against it.
+    pub fn verb(&self, args: &[&str]) -> Result<Finished> {
+        self.netns
+            .command(built_tunneld()?)
+            .args(args)
+            .args(["--socket"])
+            .args([self.socket()])
+            .run()
+    }
+
+    /// The JSON objects that a verb prints.
+    pub fn json(&self, args: &[&str]) -> Result<Vec<Value>> {
+        let done = self.verb(&[&["--json"], args].concat())?;
+        ensure!(done.code() <= 1, "{args:?}: {done:?}");
+        done.stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("{args:?}: {line}")))
+            .collect()
+    }
+
+    /// Replaces its policy and reloads: what the verb said.
+    pub fn reload(&self, policy: &str) -> Result<Finished> {
+        self.files.write("policy.d/test.policy", policy)?;
+        self.verb(&["reload"])
+    }
+
+    /// What its policy, as it is on the disk now, would cut.
+    pub fn diff(&self) -> Result<Finished> {
+        self.verb(&["diff", &self.files.join("policy.d").to_string_lossy()])
+    }
+
+    /// Its process.
+    pub fn running(&self) -> Result<&Running> {
+        self.running.as_ref().context("the daemon was stopped")
+    }
+
+    /// Ends it as a service manager would: what it left with.
+    pub fn stop(&mut self) -> Result<Finished> {
+        self.end(Signal::TERM)
+    }
+
+    /// Kills it: it puts nothing back.
+    pub fn kill(&mut self) -> Result<Finished> {
+        self.end(Signal::KILL)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<Finished> {
+        let running = self.running.take().context("the daemon was stopped")?;
+        running.signal(signal)?;
+        running.wait()
+    }
+}
+
+fn running_text(daemon: &Daemon) -> String {
+    daemon.running.as_ref().map(Running::stderr).unwrap_or_default()
+}

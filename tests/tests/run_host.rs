@@ -1,0 +1,311 @@
+//! `tunneld run`: a whole host's traffic judged, its connections from outside left alone, and
+//! everything put back, whatever ends the daemon.
+
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tests::endpoints::TcpServer;
+use tests::endpoints::page::{PAGE, page};
+use tests::lab::capture::Capture;
+use tests::lab::daemon::Daemon;
+use tests::lab::{Lab, Netns, host_state, plan};
+use tests::{require_root, require_tunneld};
+
+const ALLOW: &str = "policy 1\ndefault allow\n";
+
+#[test]
+fn a_host_is_captured_judged_and_put_back() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let server = TcpServer::start(&lab.server, 0, page)?;
+    let before = host_state::read(&lab.host)?;
+    let policy = format!(
+        "policy 1\nblock tcp from {} to {} id secret\nallow egress up0 id first\ndefault allow\n",
+        plan::HOST4_SECOND,
+        plan::GOOD4_SECOND
+    );
+    let mut daemon = Daemon::start(&lab.host, &policy, "")?;
+    for address in [plan::GOOD4, plan::GOOD6] {
+        let page = curl(&lab.host, SocketAddr::new(address, server.port()))?;
+        ensure!(page.stdout == PAGE, "{address}: {page:?}");
+    }
+    let refused = curl(&lab.host, SocketAddr::new(plan::GOOD4_SECOND, server.port()))?;
+    ensure!(refused.code() == 7, "refused expected: {refused:?}");
+    let rules = daemon.json(&["rules", "--hits"])?;
+    let hits = |name: &str| {
+        let rule = rules.iter().find(|rule| rule["rule"] == name);
+        rule.and_then(|rule| rule["hits"].as_u64()).with_context(|| format!("{name}: {rules:?}"))
+    };
+    ensure!(hits("first")? == 2 && hits("secret")? == 1, "{rules:?}");
+    let left = daemon.stop()?;
+    ensure!(left.code() == 0, "{left:?}");
+    let after = host_state::read(&lab.host)?;
+    ensure!(before == after, "left behind:\n{}", difference(&before, &after));
+    Ok(())
+}
+
+/// The promise of the product, for a whole host: of a blocked flow not even an ARP request.
+#[test]
+fn a_source_rule_blocks_before_any_byte() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let policy =
+        format!("policy 1\nblock from {} to {}\ndefault allow\n", plan::HOST4, plan::GOOD4);
+    let _daemon = Daemon::start(&lab.host, &policy, "")?;
+    let control = Capture::start(&lab.server, "far0", |frame| frame.seeks(plan::NEAR4))?;
+    let _ = lab.host.run(|| TcpStream::connect((plan::NEAR4, plan::CLOSED_PORT)));
+    control.wait_for_one()?;
+    let capture = Capture::start(&lab.server, "far0", |frame| frame.seeks(plan::GOOD4))?;
+    for _ in 0..200 {
+        let error = lab
+            .host
+            .run(|| TcpStream::connect((plan::GOOD4, plan::CLOSED_PORT)))
+            .err()
+            .context("blocked")?;
+        ensure!(error.kind() == std::io::ErrorKind::ConnectionRefused, "{error}");
+    }
+    let captured = capture.finish()?;
+    ensure!(captured.matched == 0, "{captured:?}");
+    Ok(())
+}
+
+/// No route, refused, unreachable: the app's call fails at once, with the daemon alive and dead.
+#[test]
+fn local_failure_is_immediate() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let mut daemon = Daemon::start(&lab.host, ALLOW, "")?;
+    let errno = |address: IpAddr| -> Result<(Option<i32>, Duration)> {
+        lab.host.run(|| {
+            let began = Instant::now();
+            let to = SocketAddr::new(address, plan::CLOSED_PORT);
+            let error = TcpStream::connect_timeout(&to, Duration::from_secs(3)).err();
+            Ok((error.context("no connection")?.raw_os_error(), began.elapsed()))
+        })
+    };
+    let quick = Duration::from_millis(500);
+    for (address, expected) in [
+        (plan::UNROUTED4, libc::ENETUNREACH),
+        (plan::UNROUTED6, libc::ENETUNREACH),
+        (plan::HOST_UNREACHABLE4, libc::EHOSTUNREACH),
+        (plan::GOOD4, libc::ECONNREFUSED),
+    ] {
+        let (errno, took) = errno(address)?;
+        ensure!(errno == Some(expected) && took < quick, "{address}: {errno:?} after {took:?}");
+    }
+    let unrouted = lab.host.run(|| -> Result<Option<i32>> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect((plan::UNROUTED4, plan::CLOSED_PORT))?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let sent = socket.send(b"x").and_then(|_| socket.recv(&mut [0; 8]));
+        Ok(sent.err().context("no answer")?.raw_os_error())
+    })?;
+    ensure!(unrouted == Some(libc::ENETUNREACH), "{unrouted:?}");
+    daemon.kill()?;
+    for address in [plan::GOOD4, plan::GOOD6, plan::UNROUTED4] {
+        let (errno, took) = errno(address)?;
+        let known = [Some(libc::EHOSTUNREACH), Some(libc::ENETUNREACH)].contains(&errno);
+        ensure!(known && took < quick, "dead, {address}: {errno:?} after {took:?}");
+    }
+    Ok(())
+}
+
+/// An inbound session that stays open, like an SSH login.
+struct Login {
+    outside: TcpStream,
+    host: thread::JoinHandle<()>,
+}
+
+impl Login {
+    fn open(lab: &Lab) -> Result<Self> {
+        let listener = lab.host.run(|| TcpListener::bind(SocketAddr::new(plan::HOST4, 0)))?;
+        let address = listener.local_addr()?;
+        let host = lab.host.spawn(move || {
+            let Ok((mut stream, _)) = listener.accept() else { return };
+            let mut buffer = [0; 1024];
+            // Ends with the other side.
+            while let Ok(read @ 1..) = stream.read(&mut buffer) {
+                if stream.write_all(&buffer[..read]).is_err() {
+                    break;
+                }
+            }
+        });
+        let outside = lab.server.run(|| TcpStream::connect(address))?;
+        outside.set_read_timeout(Some(Duration::from_secs(5)))?;
+        outside.set_nodelay(true)?;
+        let mut login = Self { outside, host };
+        login.types("hello")?;
+        Ok(login)
+    }
+
+    fn types(&mut self, line: &str) -> Result<()> {
+        self.outside.write_all(line.as_bytes())?;
+        let mut echo = vec![0; line.len()];
+        self.outside.read_exact(&mut echo).with_context(|| format!("the echo of `{line}`"))?;
+        ensure!(echo == line.as_bytes());
+        Ok(())
+    }
+
+    fn close(self) -> Result<()> {
+        drop(self.outside);
+        self.host.join().map_err(|_| anyhow::anyhow!("the session's thread panicked"))
+    }
+}
+
+#[test]
+fn connections_from_outside_keep_their_path() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    for rp_filter in ["0", "1", "2"] {
+        let lab = Lab::new()?;
+        lab.host.sysctl("net/ipv4/conf/all/rp_filter", rp_filter)?;
+        let before = host_state::read(&lab.host)?;
+        let mut old = Login::open(&lab)?;
+        let mut daemon = Daemon::start(&lab.host, "policy 1\ndefault block\n", "")?;
+        old.types("after the start").with_context(|| format!("rp_filter {rp_filter}"))?;
+        let mut new = Login::open(&lab).with_context(|| format!("rp_filter {rp_filter}"))?;
+        ping(&lab.server, plan::HOST4)?;
+        ping(&lab.server, plan::HOST6)?;
+        daemon.reload("policy 1\ndefault drop\n")?;
+        old.types("after a reload")?;
+        daemon.kill()?;
+        old.types("with the daemon dead")?;
+        new.types("with the daemon dead")?;
+        let third = Login::open(&lab).context("a login with the daemon dead")?;
+        ping(&lab.server, plan::HOST4).context("dead")?;
+        ping(&lab.server, plan::HOST6).context("dead")?;
+        daemon.run()?;
+        old.types("after the restart")?;
+        new.types("after the restart")?;
+        daemon.stop()?;
+        old.types("after the stop")?;
+        for login in [old, new, third] {
+            login.close()?;
+        }
+        let after = host_state::read(&lab.host)?;
+        ensure!(before == after, "rp_filter {rp_filter}:\n{}", difference(&before, &after));
+    }
+    Ok(())
+}
+
+#[test]
+fn an_own_connection_older_than_the_capture_is_reset_once_and_counted() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let server = TcpServer::hold(&lab.server, 0)?;
+    let mut old = lab.host.run(|| TcpStream::connect((plan::GOOD4, server.port())))?;
+    old.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let daemon = Daemon::start(&lab.host, ALLOW, "")?;
+    old.write_all(b"x")?;
+    let error = old.read(&mut [0; 8]).err().context("a reset")?;
+    ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "{error}");
+    let status = daemon.json(&["status"])?;
+    ensure!(status[0]["older"].as_u64() == Some(1), "{status:?}");
+    Ok(())
+}
+
+#[test]
+fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let before = host_state::read(&lab.host)?;
+    let mut daemon = Daemon::new(&lab.host, ALLOW, "")?;
+    let mut moment = 0x2545_f491_u64;
+    for round in 0..20 {
+        let running = daemon.program()?.limit(Duration::from_secs(60)).spawn()?;
+        moment ^= moment << 13;
+        moment ^= moment >> 7;
+        moment ^= moment << 17;
+        // From before its first change to well after it is ready.
+        thread::sleep(Duration::from_micros(moment % 60_000));
+        running.signal(rustix::process::Signal::KILL)?;
+        running.wait()?;
+        if round % 4 == 3 {
+            let cleaned = daemon.verb(&["cleanup"])?;
+            ensure!(cleaned.code() == 0, "{cleaned:?}");
+            let after = host_state::read(&lab.host)?;
+            ensure!(before == after, "after cleanup:\n{}", difference(&before, &after));
+        }
+    }
+    let began = Instant::now();
+    daemon.run()?;
+    ensure!(began.elapsed() < Duration::from_secs(1), "a restart took {:?}", began.elapsed());
+    let second = daemon.program()?.run()?;
+    ensure!(second.code() == 5 && second.stderr.lines().count() <= 2, "{second:?}");
+    daemon.stop()?;
+    let after = host_state::read(&lab.host)?;
+    ensure!(before == after, "left behind:\n{}", difference(&before, &after));
+    Ok(())
+}
+
+#[test]
+fn what_hinders_a_start_is_one_line_and_changes_nothing() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let daemon = Daemon::new(&lab.host, ALLOW, "")?;
+    lab.host.ip("tuntap add tunneld0 mode tun\n")?;
+    let before = host_state::read(&lab.host)?;
+    let refused = daemon.program()?.run()?;
+    ensure!(refused.code() == 5 && refused.stderr.starts_with("error: "), "{refused:?}");
+    ensure!(refused.stderr.contains("tunneld0"), "{refused:?}");
+    lab.host.ip("tuntap del tunneld0 mode tun\n")?;
+    lab.host.ip("rule add priority 100 lookup 7\n")?;
+    let foreign = daemon.program()?.run()?;
+    ensure!(foreign.code() == 5 && foreign.stderr.contains("100"), "{foreign:?}");
+    lab.host.ip("rule del priority 100 lookup 7\n")?;
+    lab.host.ip("tuntap add tunneld0 mode tun\n")?;
+    let after = host_state::read(&lab.host)?;
+    ensure!(numberless(&before) == numberless(&after), "{}", difference(&before, &after));
+    Ok(())
+}
+
+/// Interface numbers count on when a device is made anew.
+fn numberless(state: &str) -> String {
+    state.lines().map(|line| line.trim_start_matches(|c: char| c.is_ascii_digit())).collect()
+}
+
+#[test]
+fn only_the_prefixes_that_were_named() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let server = TcpServer::start(&lab.server, 0, page)?;
+    let config = format!("[device]\ncapture = [\"{}/32\"]\n", plan::GOOD4);
+    let daemon = Daemon::start(&lab.host, "policy 1\ndefault block\n", &config)?;
+    let captured = curl(&lab.host, SocketAddr::new(plan::GOOD4, server.port()))?;
+    ensure!(captured.code() == 7, "{captured:?}");
+    let beside = curl(&lab.host, SocketAddr::new(plan::GOOD4_SECOND, server.port()))?;
+    ensure!(beside.stdout == PAGE, "{beside:?}");
+    drop(daemon);
+    Ok(())
+}
+
+fn curl(netns: &Netns, to: SocketAddr) -> Result<tests::lab::Finished> {
+    netns.command("curl").args(["-sS", "--max-time", "5"]).args([format!("http://{to}/")]).run()
+}
+
+fn ping(netns: &Netns, to: IpAddr) -> Result<()> {
+    let done = netns
+        .command("ping")
+        .args(["-c", "2", "-i", "0.05", "-W", "2", "-n"])
+        .args([to.to_string()])
+        .run()?;
+    ensure!(done.code() == 0, "ping {to}: {done:?}");
+    Ok(())
+}
+
+fn difference(before: &str, after: &str) -> String {
+    let (old, new): (Vec<_>, Vec<_>) = (before.lines().collect(), after.lines().collect());
+    let gone = old.iter().filter(|line| !new.contains(line)).map(|line| format!("- {line}\n"));
+    let come = new.iter().filter(|line| !old.contains(line)).map(|line| format!("+ {line}\n"));
+    gone.chain(come).collect()
+}

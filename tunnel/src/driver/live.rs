@@ -1,0 +1,194 @@
+//! Requests to a running shard: what is answered at once, and what goes over its flows.
+//!
+//! At most one reload runs, and any number of other walks in turn. Each turn of the loop does
+//! one piece of the reload and one piece of one walk; packets have the rest.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use engine::policy::Policy;
+use engine::{Instant, PIECE, Report, Walk};
+
+use crate::device::Device;
+use crate::driver::request::{Answer, Changed, Hits, Killed, Request, Status};
+use crate::driver::{Driver, REQUESTS};
+
+/// What is under way.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    reload: Option<Reload>,
+    walks: VecDeque<Job>,
+    /// The queue of requests was not emptied.
+    more: bool,
+}
+
+struct Reload {
+    walk: Walk,
+    cut: Vec<Report>,
+    answer: Answer<Vec<Report>>,
+}
+
+enum Job {
+    Compare { policy: Arc<Policy>, walk: Walk, changed: Vec<Changed>, answer: Answer<Vec<Changed>> },
+    Flows { walk: Walk, flows: Vec<Report>, answer: Answer<Vec<Report>> },
+    Kill { number: u64, of: Option<u32>, walk: Walk, killed: Killed, answer: Answer<Killed> },
+    Hits { policy: Arc<Policy>, counts: Vec<u64>, hits: Hits, answer: Answer<Hits> },
+}
+
+impl<D: Device> Driver<D> {
+    /// Takes what waits in the queue of requests.
+    pub(super) fn take_requests(&mut self, now: Instant) {
+        self.jobs.more = true;
+        for _ in 0..REQUESTS {
+            let Ok(request) = self.requests.try_recv() else {
+                self.jobs.more = false;
+                return;
+            };
+            self.guard(now, |driver| driver.take_request(request));
+        }
+    }
+
+    /// Does a piece of what is under way; whether there is more.
+    pub(super) fn work(&mut self, now: Instant) -> bool {
+        if self.jobs.more {
+            self.take_requests(now);
+        }
+        if let Some(mut reload) = self.jobs.reload.take() {
+            self.guard(now, |driver| {
+                let Reload { walk, cut, .. } = &mut reload;
+                driver.engine.rejudge(walk, cut, now, &mut driver.sockets);
+            });
+            self.answer(now);
+            if reload.walk.is_over() {
+                self.guard(now, |_| (reload.answer)(reload.cut));
+            } else {
+                self.jobs.reload = Some(reload);
+            }
+        }
+        if let Some(mut job) = self.jobs.walks.pop_front() {
+            let over = self.guard(now, |driver| driver.piece(&mut job, now));
+            self.answer(now);
+            if over == Some(true) {
+                self.guard(now, |_| job.finish());
+            } else {
+                self.jobs.walks.push_back(job);
+            }
+        }
+        self.jobs.more || self.jobs.reload.is_some() || !self.jobs.walks.is_empty()
+    }
+
+    fn take_request(&mut self, request: Request) {
+        let walk = Walk::default();
+        self.jobs.walks.push_back(match request {
+            Request::Reload { policy, generation, answer } => {
+                self.engine.reload(policy, generation);
+                let reload = Reload { walk, cut: Vec::new(), answer };
+                if let Some(earlier) = self.jobs.reload.replace(reload) {
+                    (earlier.answer)(earlier.cut);
+                }
+                return;
+            }
+            Request::Status { answer } => return answer(self.status()),
+            Request::Own(addresses) => return self.engine.set_host_addresses(addresses),
+            Request::Limits { flows, memory } => {
+                self.engine.set_limit(flows);
+                return self.rings.set_budget(memory);
+            }
+            Request::Compare { policy, answer } => {
+                Job::Compare { policy, walk, changed: Vec::new(), answer }
+            }
+            Request::Flows { answer } => Job::Flows { walk, flows: Vec::new(), answer },
+            Request::Kill { number, of, answer } => {
+                Job::Kill { number, of, walk, killed: Killed::NoSuchFlow, answer }
+            }
+            Request::Hits { answer } => Job::Hits {
+                policy: Arc::clone(self.engine.policy()),
+                counts: self.engine.hits().to_vec(),
+                hits: Hits { generation: self.engine.generation(), rules: Vec::new() },
+                answer,
+            },
+        });
+    }
+
+    fn status(&self) -> Status {
+        let counters = self.engine.counters().clone();
+        Status {
+            generation: self.engine.generation(),
+            flows: self.engine.live(),
+            flows_opened: self.engine.flows_opened(),
+            memory: self.rings.usage().promised,
+            panics: self.totals.panics,
+            reports_lost: self.totals.reports_lost,
+            older: counters.older,
+            counters,
+        }
+    }
+
+    /// Does one piece of a job; whether it was the last.
+    fn piece(&mut self, job: &mut Job, now: Instant) -> bool {
+        match job {
+            Job::Compare { policy, walk, changed, .. } => {
+                self.engine.compare(policy, walk, now, |flow, decision| {
+                    changed.push(Changed {
+                        flow,
+                        verdict: decision.verdict,
+                        rule: policy.rule_name(decision.rule).to_owned(),
+                    });
+                });
+                walk.is_over()
+            }
+            Job::Flows { walk, flows, .. } => {
+                self.engine.list(walk, now, flows);
+                walk.is_over()
+            }
+            Job::Kill { number, of, walk, killed, .. } => {
+                let Some(id) = self.engine.seek(*number, walk) else { return walk.is_over() };
+                if of.is_some_and(|uid| !self.engine.is_of(id, uid)) {
+                    *killed = Killed::NotYours;
+                } else {
+                    *killed = Killed::Done;
+                    self.engine.kill(id, now, &mut self.sockets);
+                }
+                true
+            }
+            Job::Hits { policy, counts, hits, .. } => {
+                let from = hits.rules.len();
+                let piece = counts.iter().enumerate().skip(from).take(PIECE * NAMES_A_FLOW);
+                let named = piece.map(|(at, count)| (policy.name_at(at).to_owned(), *count));
+                hits.rules.extend(named);
+                hits.rules.len() == counts.len()
+            }
+        }
+    }
+}
+
+/// A rule's name costs about that much less than a flow's report.
+const NAMES_A_FLOW: usize = 8;
+
+impl Job {
+    fn finish(self) {
+        match self {
+            Self::Compare { changed, answer, .. } => answer(changed),
+            Self::Flows { flows, answer, .. } => answer(flows),
+            Self::Kill { killed, answer, .. } => answer(killed),
+            Self::Hits { hits, answer, .. } => answer(hits),
+        }
+    }
+}
+
+impl std::fmt::Debug for Reload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reload").field("walk", &self.walk).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Compare { .. } => "Compare",
+            Self::Flows { .. } => "Flows",
+            Self::Kill { .. } => "Kill",
+            Self::Hits { .. } => "Hits",
+        })
+    }
+}

@@ -1,0 +1,375 @@
+//! What can be changed on a host, and what has to be for a plan.
+//!
+//! # Theory of operation
+//!
+//! [`changes`] is pure: a plan and what was seen of the host give a list, in the order in which
+//! it is applied. The order is what keeps a live host reachable: first the settings and the
+//! packet marks by which connections from outside keep their path, then the device, then the
+//! table of captured destinations, and last the rule that leads there, which is the moment of
+//! capture. Undone in reverse, the host is uncaptured first.
+
+use std::net::{IpAddr, SocketAddr};
+
+use engine::DeviceName;
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::nft;
+use super::plan::{Capture, Plan};
+use super::seen::{Ipv6, Seen};
+
+/// One change of a host. Each is journaled, applied and undone on its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case")]
+pub enum Change {
+    /// A value of `/proc/sys/net/{key}`.
+    Sysctl {
+        /// The path below `/proc/sys/net/`.
+        key: String,
+        /// Ours.
+        value: String,
+        /// What is put back.
+        before: String,
+    },
+    /// The nftables table `inet tunneld`.
+    NftTable {
+        /// Its text.
+        ruleset: String,
+    },
+    /// The table's sets of connections that are older than it, filled with what the kernel
+    /// knows at that moment.
+    Accepted,
+    /// The device's MTU and queue, no link-local address, and up.
+    Link {
+        /// The TUN.
+        device: Device,
+        /// Its MTU.
+        mtu: u16,
+        /// Whether it has IPv6.
+        ipv6: bool,
+    },
+    /// An address of the device.
+    Address {
+        /// The TUN.
+        device: Device,
+        /// The address and its prefix, for which no route is made.
+        #[serde(with = "text")]
+        address: IpNet,
+    },
+    /// A route.
+    Route {
+        /// Its table.
+        table: u32,
+        /// Its destination.
+        #[serde(with = "text")]
+        to: IpNet,
+        /// What becomes of the packet.
+        via: Via,
+        /// The lower the better.
+        metric: u32,
+    },
+    /// A rule of policy routing.
+    Rule(Rule),
+}
+
+/// A device, as it was when the change was made: another one of its name isn't meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its name.
+    #[serde(with = "name")]
+    pub name: DeviceName,
+    /// Its index.
+    pub index: u32,
+}
+
+/// Where a route leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// Into a device.
+    Device {
+        /// The TUN.
+        device: Device,
+        /// The address that this host's own packets have then.
+        source: Option<IpAddr>,
+    },
+    /// Nowhere: the app's call fails at once.
+    Unreachable,
+    /// Back to the rules behind the one that led here.
+    Throw,
+}
+
+/// A rule of policy routing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rule {
+    /// The IP version whose packets it sees.
+    pub family: Family,
+    /// Its place among the rules.
+    pub priority: u32,
+    /// Which packets it takes.
+    pub takes: Takes,
+    /// What becomes of them.
+    pub then: Then,
+}
+
+/// An IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Which packets a rule takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Takes {
+    /// Every one.
+    All,
+    /// Those with the mark.
+    Marked {
+        /// The value within the mask.
+        value: u32,
+        /// The bits that count.
+        mask: u32,
+    },
+    /// Those without it.
+    Unmarked {
+        /// The value within the mask.
+        value: u32,
+        /// The bits that count.
+        mask: u32,
+    },
+    /// Those that came in by this device.
+    From(#[serde(with = "name")] DeviceName),
+    /// This host's own.
+    Own,
+    /// This host's own of one TCP connection.
+    Connection {
+        /// This host's end.
+        here: SocketAddr,
+        /// The other.
+        there: SocketAddr,
+    },
+    /// This host's own with the mark.
+    OwnMarked {
+        /// The value within the mask.
+        value: u32,
+        /// The bits that count.
+        mask: u32,
+    },
+}
+
+/// What becomes of the packets that a rule takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// They are looked up in this table.
+    Lookup(u32),
+    /// They go on at the rule of this priority.
+    Goto(u32),
+    /// Nothing: a place to go on at.
+    Nop,
+}
+
+/// The changes that take a host from what was `seen` of it to `plan`, in order.
+///
+/// The device must be among what was seen.
+pub fn changes(plan: &Plan, seen: &Seen) -> Vec<Change> {
+    let captures = plan.capture != Capture::Nothing;
+    let mut changes = Vec::new();
+    if captures {
+        changes.extend(sysctls(plan, seen));
+        changes.push(Change::NftTable { ruleset: nft::ruleset(plan, seen) });
+        changes.push(Change::Accepted);
+    }
+    let device = Device { name: plan.device, index: seen.index(plan.device).unwrap_or(0) };
+    let ipv6 = seen.ipv6 == Ipv6::Usable;
+    changes.push(Change::Link { device, mtu: plan.mtu, ipv6 });
+    changes.extend(
+        plan.addresses
+            .iter()
+            .filter(|address| ipv6 || address.addr().is_ipv4())
+            .map(|&address| Change::Address { device, address }),
+    );
+    let families: &[Family] = match seen.ipv6 {
+        Ipv6::Absent => &[Family::V4],
+        Ipv6::Disabled | Ipv6::Usable => &[Family::V4, Family::V6],
+    };
+    for &family in families {
+        changes.extend(routes(plan, family, device, family == Family::V4 || ipv6));
+    }
+    for &family in families {
+        changes.extend(rules(plan, family, seen));
+    }
+    changes
+}
+
+/// The settings without which this host would be deaf to connections from outside.
+fn sysctls(plan: &Plan, seen: &Seen) -> Vec<Change> {
+    // A mark on a connection's first packet is its socket's too, and an answer without a socket
+    // (RST, echo reply, ICMP error) has the mark of what it answers. `src_valid_mark`: a
+    // source is looked up with the packet's mark.
+    const WANTED: [(&str, &str); 4] = [
+        ("ipv4/conf/all/src_valid_mark", "1"),
+        ("ipv4/tcp_fwmark_accept", "1"),
+        ("ipv4/fwmark_reflect", "1"),
+        ("ipv6/fwmark_reflect", "1"),
+    ];
+    // ARP looks its sender up without any mark, so that with reverse path filtering on nobody's
+    // question is answered. The ruleset checks sources instead.
+    let strict = ["all", "default", plan.device.as_str()]
+        .into_iter()
+        .chain(seen.devices.iter().map(|device| device.name.as_str()))
+        .filter(|name| *name != "lo")
+        .map(|name| (format!("ipv4/conf/{name}/rp_filter"), "0"));
+    let mut keys: Vec<(String, &str)> =
+        WANTED.into_iter().map(|(key, value)| (key.to_owned(), value)).chain(strict).collect();
+    let mut known = std::collections::BTreeSet::new();
+    keys.retain(|(key, _)| known.insert(key.clone()));
+    keys.into_iter()
+        .filter_map(|(key, value)| {
+            let before = seen.settings.get(&key)?.clone();
+            let value = value.to_owned();
+            (before != value).then_some(Change::Sysctl { key, value, before })
+        })
+        .collect()
+}
+
+/// The table's routes: for every captured prefix one into the device, and one that is left when
+/// the device is gone. `usable`: the device takes this IP version.
+fn routes(plan: &Plan, family: Family, device: Device, usable: bool) -> Vec<Change> {
+    let v4 = family == Family::V4;
+    let captured = plan.captured(v4);
+    let table = plan.table;
+    let mut routes: Vec<Change> = link_scoped(v4)
+        .into_iter()
+        .filter(|range| captured.iter().any(|prefix| prefix != range && prefix.contains(range)))
+        .map(|to| Change::Route { table, to, via: Via::Throw, metric: METRIC })
+        .collect();
+    for &to in &captured {
+        routes.push(Change::Route { table, to, via: Via::Unreachable, metric: LAST_METRIC });
+    }
+    let source = plan.addresses.iter().map(IpNet::addr).find(|a| a.is_ipv4() == v4);
+    for to in captured.into_iter().filter(|_| usable) {
+        let via = Via::Device { device, source };
+        routes.push(Change::Route { table, to, via, metric: METRIC });
+    }
+    routes
+}
+
+/// Destinations that mean something on one link only, and so nothing in the TUN. Whatever is
+/// broadcast on a link by its own address is in the table `local` already.
+fn link_scoped(v4: bool) -> Vec<IpNet> {
+    use ipnet::{Ipv4Net, Ipv6Net};
+    use std::net::{Ipv4Addr, Ipv6Addr};
+    if v4 {
+        vec![
+            Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4).into(),
+            Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32).into(),
+        ]
+    } else {
+        vec![
+            Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10).into(),
+            Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8).into(),
+        ]
+    }
+}
+
+/// The rules, those that make exceptions first.
+///
+/// What comes out of the TUN is the engine's and goes on behind our rules as if we weren't there
+/// (and not straight to the table `main`: this host may have rules of its own for it). `not` in
+/// front of a rule turns all of it round, device and mark together, so that where only own
+/// packets are captured the marked ones leave by a rule of their own.
+///
+/// A connection from outside that is older has a socket without a mark. Its segments get theirs
+/// behind the route lookup, which finds no route when the device is gone; so that whoever is
+/// logged in stays so, the first of them have a rule each.
+///
+/// Forwarded packets into the TUN have a mark that only says so. An ICMP error that this host
+/// itself sends about one has its mark, and must go back to where that came from.
+fn rules(plan: &Plan, family: Family, seen: &Seen) -> Vec<Change> {
+    if plan.captured(family == Family::V4).is_empty() {
+        return Vec::new();
+    }
+    let super::Mark { value, mask } = plan.mark;
+    let (before, at, after) = priorities(plan);
+    let rule = |priority, takes, then| Change::Rule(Rule { family, priority, takes, then });
+    let mut rules = vec![
+        rule(after, Takes::All, Then::Nop),
+        rule(before, Takes::From(plan.device), Then::Goto(after)),
+    ];
+    let v4 = family == Family::V4;
+    let connections = seen.accepted.iter().filter(|(here, _)| here.is_ipv4() == v4);
+    rules.extend(
+        connections.take(CONNECTIONS).map(|&(here, there)| {
+            rule(before, Takes::Connection { here, there }, Then::Goto(after))
+        }),
+    );
+    if plan.forward {
+        if let Some(value) = plan.mark.forwarded() {
+            rules.push(rule(before, Takes::OwnMarked { value, mask }, Then::Goto(after)));
+        }
+        rules.push(rule(at, Takes::Unmarked { value, mask }, Then::Lookup(plan.table)));
+    } else {
+        rules.push(rule(before, Takes::Marked { value, mask }, Then::Goto(after)));
+        rules.push(rule(at, Takes::Own, Then::Lookup(plan.table)));
+    }
+    rules
+}
+
+/// The three priorities that are ours.
+pub(super) fn priorities(plan: &Plan) -> (u32, u32, u32) {
+    let at = plan.priority;
+    (at.saturating_sub(1), at, at.saturating_add(1))
+}
+
+/// Rules are looked at one after the other. A session or some have theirs, a busy server's
+/// thousands don't.
+const CONNECTIONS: usize = 32;
+
+/// Of the routes that lead on.
+const METRIC: u32 = 100;
+/// Of the routes that say no when nothing else is left.
+const LAST_METRIC: u32 = 200;
+
+/// Values that are journaled as the text they are written as.
+mod text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(
+        value: &T,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'a, T, D>(from: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: Display>,
+        D: Deserializer<'a>,
+    {
+        String::deserialize(from)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Device names, likewise.
+mod name {
+    use engine::DeviceName;
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<S: Serializer>(name: &DeviceName, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(name.as_str())
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<DeviceName, D::Error> {
+        let name = String::deserialize(from)?;
+        DeviceName::new(&name).ok_or_else(|| de::Error::custom("no device name"))
+    }
+}

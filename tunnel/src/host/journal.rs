@@ -1,0 +1,176 @@
+//! What was changed, written down before it was.
+//!
+//! # Theory of operation
+//!
+//! The first line names the journal's format, and where what follows was done: the boot and the
+//! network namespace. Changes do not outlive either, so a journal of another boot or namespace
+//! has nothing to undo here. Every further line is one change. A line is written with
+//! one call before its change is made; a last line without its end was cut off by a crash, and
+//! its change never made.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::change::Change;
+use super::error::HostError;
+
+/// A journal that is being written.
+#[derive(Debug)]
+pub(super) struct Journal {
+    file: File,
+    path: PathBuf,
+}
+
+/// The first line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Header {
+    /// The format of this line and of all others.
+    journal: u64,
+    /// The boot.
+    boot: String,
+    /// The inode of the network namespace.
+    namespace: u64,
+}
+
+/// Of any format to come this much can be read.
+#[derive(Deserialize)]
+struct Format {
+    journal: u64,
+}
+
+/// The format that this version writes, and the latest it reads.
+const FORMAT: u64 = 1;
+
+impl Journal {
+    /// Begins a journal; there must be none.
+    pub(super) fn begin(directory: &Path) -> Result<Self, HostError> {
+        let path = path(directory);
+        let file = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|error| HostError::Journal(path.clone(), errno(&error)))?;
+        let mut journal = Self { file, path };
+        let header = Header::here();
+        journal.line(&header)?;
+        Ok(journal)
+    }
+
+    /// Writes a change down.
+    pub(super) fn note(&mut self, change: &Change) -> Result<(), HostError> {
+        self.line(change)
+    }
+
+    fn line(&mut self, value: &impl Serialize) -> Result<(), HostError> {
+        // Neither type has what JSON lacks, a map with keys that are no text.
+        let mut line = serde_json::to_vec(value)
+            .map_err(|_| HostError::Journal(self.path.clone(), Errno::INVAL))?;
+        line.push(b'\n');
+        self.file
+            .write_all(&line)
+            .map_err(|error| HostError::Journal(self.path.clone(), errno(&error)))
+    }
+}
+
+/// What a journal left behind holds and was not undone; empty where there is none.
+pub(super) fn read(directory: &Path) -> Result<Vec<Change>, HostError> {
+    let path = path(directory);
+    match std::fs::read(&path) {
+        Ok(bytes) => parse(&bytes, &Header::here(), &path),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(HostError::Journal(path, errno(&error))),
+    }
+}
+
+/// Removes the journal, everything in it being undone.
+pub(super) fn remove(directory: &Path) -> Result<(), HostError> {
+    let path = path(directory);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(HostError::Journal(path, errno(&error)))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn parse(bytes: &[u8], here: &Header, path: &Path) -> Result<Vec<Change>, HostError> {
+    let senseless = |line| HostError::JournalLine { path: path.to_owned(), line };
+    // Behind the last line end is nothing, or what a crash left of a line.
+    let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+    let mut lines = bytes[..whole].split_inclusive(|&byte| byte == b'\n');
+    let Some(first) = lines.next() else {
+        return Ok(Vec::new());
+    };
+    let Format { journal: format } = serde_json::from_slice(first).map_err(|_| senseless(1))?;
+    if format > FORMAT {
+        let path = path.to_owned();
+        return Err(HostError::JournalFormat { path, format, known: FORMAT });
+    }
+    let header: Header = serde_json::from_slice(first).map_err(|_| senseless(1))?;
+    if header != *here {
+        return Ok(Vec::new());
+    }
+    lines
+        .enumerate()
+        .map(|(at, line)| serde_json::from_slice(line).map_err(|_| senseless(at + 2)))
+        .collect()
+}
+
+impl Header {
+    fn here() -> Self {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let namespace = std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |file| file.ino());
+        Self { journal: FORMAT, boot: boot.trim_ascii().to_owned(), namespace }
+    }
+}
+
+fn path(directory: &Path) -> PathBuf {
+    directory.join("journal")
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parse_table() {
+        let here = Header { journal: 1, boot: "b".to_owned(), namespace: 7 };
+        let head = r#"{"journal":1,"boot":"b","namespace":7}"#;
+        let change = r#"{"change":"sysctl","key":"ipv4/x","value":"1","before":"0"}"#;
+        #[rustfmt::skip]
+        let cases = [
+            ("empty", String::new(), Ok(0)),
+            ("half a header", head[..9].to_owned(), Ok(0)),
+            ("a header", format!("{head}\n"), Ok(0)),
+            ("two changes", format!("{head}\n{change}\n{change}\n"), Ok(2)),
+            ("half a last line", format!("{head}\n{change}\n{}", &change[..20]), Ok(1)),
+            ("a last line without its end", format!("{head}\n{change}\n{change}"), Ok(1)),
+            ("half a line within", format!("{head}\n{}\n{change}\n", &change[..20]), Err("line 2")),
+            ("another boot", format!("{}\n{change}\n", head.replace("\"b\"", "\"c\"")), Ok(0)),
+            ("another namespace", format!("{}\n{change}\n", head.replace('7', "8")), Ok(0)),
+            ("a later format", "{\"journal\":2}\n{\"change\":\"magic\"}\n".to_owned(), Err("format is 2")),
+            ("a change of no known kind", format!("{head}\n{{\"change\":\"magic\"}}\n"), Err("line 2")),
+            ("no journal at all", "hello\nworld\n".to_owned(), Err("line 1")),
+        ];
+        for (name, text, expected) in cases {
+            let parsed = parse(text.as_bytes(), &here, Path::new("j"));
+            match (parsed, expected) {
+                (Ok(changes), Ok(number)) => assert_eq!(changes.len(), number, "{name}"),
+                (Err(error), Err(part)) => {
+                    assert!(error.to_string().contains(part), "{name}: {error}");
+                }
+                (parsed, _) => panic!("{name}: {parsed:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Links, addresses, routes and rules as the kernel wants them told.
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeader, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkHeader, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{
+    RuleAction, RuleAttribute, RuleFlags, RuleHeader, RuleMessage, RulePortRange,
+};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
+use rustix::io::Errno;
+
+use super::change::{Device, Family, Rule, Takes, Then, Via};
+use crate::rtnetlink::Rtnetlink;
+
+/// Packets that wait for us when we don't keep up: what an Ethernet device holds (a TUN's own
+/// default is 500, which one burst of small datagrams fills).
+const QUEUE_PACKETS: u32 = 1000;
+
+/// Gives a device its MTU and queue and brings it up. No link-local address is made, so nothing
+/// speaks on it unasked.
+pub(super) fn bring_up(
+    netlink: &mut Rtnetlink,
+    device: Device,
+    mtu: u16,
+    ipv6: bool,
+) -> Result<(), Errno> {
+    let mut attributes =
+        vec![LinkAttribute::Mtu(mtu.into()), LinkAttribute::TxQueueLen(QUEUE_PACKETS)];
+    if ipv6 {
+        let no_address = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let families = vec![AfSpecUnspec::Inet6(vec![no_address])];
+        attributes.push(LinkAttribute::AfSpecUnspec(families));
+    }
+    netlink.change(link(device.index, attributes, LinkFlags::empty(), LinkFlags::empty()))?;
+    netlink.change(link(device.index, Vec::new(), LinkFlags::Up, LinkFlags::Up))
+}
+
+/// Brings a device down.
+pub(super) fn bring_down(netlink: &mut Rtnetlink, device: Device) -> Result<(), Errno> {
+    netlink.change(link(device.index, Vec::new(), LinkFlags::empty(), LinkFlags::Up))
+}
+
+fn link(
+    index: u32,
+    attributes: Vec<LinkAttribute>,
+    flags: LinkFlags,
+    change_mask: LinkFlags,
+) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header = LinkHeader { index, flags, change_mask, ..LinkHeader::default() };
+    message.attributes = attributes;
+    RouteNetlinkMessage::SetLink(message)
+}
+
+pub(super) fn address(device: Device, address: &IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header = AddressHeader {
+        family: family(address),
+        prefix_len: address.prefix_len(),
+        scope: AddressScope::Universe,
+        index: device.index,
+        ..AddressHeader::default()
+    };
+    message.attributes = vec![
+        AddressAttribute::Address(address.addr()),
+        AddressAttribute::Local(address.addr()),
+        // The prefix is not on a link: there is no one else behind a TUN.
+        AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Noprefixroute),
+    ];
+    message
+}
+
+pub(super) fn route(table: u32, to: &IpNet, via: &Via, metric: u32) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    let v4 = to.addr().is_ipv4();
+    let (kind, scope) = match via {
+        Via::Device { .. } if v4 => (RouteType::Unicast, RouteScope::Link),
+        Via::Device { .. } => (RouteType::Unicast, RouteScope::Universe),
+        Via::Unreachable => (RouteType::Unreachable, RouteScope::Universe),
+        Via::Throw => (RouteType::Throw, RouteScope::Universe),
+    };
+    message.header = RouteHeader {
+        address_family: family(to),
+        destination_prefix_length: to.prefix_len(),
+        // The attribute holds it whole.
+        table: RouteHeader::RT_TABLE_UNSPEC,
+        protocol: RouteProtocol::Static,
+        scope,
+        kind,
+        ..RouteHeader::default()
+    };
+    message.attributes = vec![RouteAttribute::Table(table), RouteAttribute::Priority(metric)];
+    if to.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(route_address(to.addr())));
+    }
+    if let Via::Device { device, source } = via {
+        message.attributes.push(RouteAttribute::Oif(device.index));
+        // On the hop into the TUN nothing is lost and memory is the link: an algorithm that
+        // measures and paces (bbr) only slows it. The far hop has the host's own.
+        let reno = RouteMetric::CcAlgo("reno".to_owned());
+        message.attributes.push(RouteAttribute::Metrics(vec![reno]));
+        if let Some(source) = source {
+            message.attributes.push(RouteAttribute::PrefSource(route_address(*source)));
+        }
+    }
+    message
+}
+
+pub(super) fn rule(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    let mut attributes = vec![RuleAttribute::Priority(rule.priority)];
+    let mut flags = RuleFlags::empty();
+    let mut address_bits = 0;
+    match &rule.takes {
+        Takes::All => {}
+        Takes::Marked { value, mask } => {
+            attributes.extend([RuleAttribute::FwMark(*value), RuleAttribute::FwMask(*mask)]);
+        }
+        Takes::Unmarked { value, mask } => {
+            attributes.extend([RuleAttribute::FwMark(*value), RuleAttribute::FwMask(*mask)]);
+            flags = RuleFlags::Invert;
+        }
+        Takes::From(device) => attributes.push(RuleAttribute::Iifname(device.to_string())),
+        Takes::Own => attributes.push(RuleAttribute::Iifname("lo".to_owned())),
+        Takes::Connection { here, there } => {
+            address_bits = if here.is_ipv4() { 32 } else { 128 };
+            let port =
+                |address: &SocketAddr| RulePortRange { start: address.port(), end: address.port() };
+            attributes.extend([
+                RuleAttribute::Iifname("lo".to_owned()),
+                RuleAttribute::Source(here.ip()),
+                RuleAttribute::Destination(there.ip()),
+                RuleAttribute::IpProtocol(IpProtocol::Tcp),
+                RuleAttribute::SourcePortRange(port(here)),
+                RuleAttribute::DestinationPortRange(port(there)),
+            ]);
+        }
+        Takes::OwnMarked { value, mask } => {
+            attributes.push(RuleAttribute::Iifname("lo".to_owned()));
+            attributes.extend([RuleAttribute::FwMark(*value), RuleAttribute::FwMask(*mask)]);
+        }
+    }
+    let action = match rule.then {
+        Then::Lookup(table) => {
+            attributes.push(RuleAttribute::Table(table));
+            RuleAction::ToTable
+        }
+        Then::Goto(priority) => {
+            attributes.push(RuleAttribute::Goto(priority));
+            RuleAction::Goto
+        }
+        Then::Nop => RuleAction::Nop,
+    };
+    message.header = RuleHeader {
+        family: rule.family.number(),
+        src_len: address_bits,
+        dst_len: address_bits,
+        action,
+        flags,
+        ..RuleHeader::default()
+    };
+    message.attributes = attributes;
+    message
+}
+
+/// Whether any rule has one of `priorities`, and which.
+pub(super) fn rule_at(
+    netlink: &mut Rtnetlink,
+    family: Family,
+    priorities: [u32; 3],
+) -> Result<Option<u32>, Errno> {
+    let mut message = RuleMessage::default();
+    message.header.family = family.number();
+    let rules = netlink.list(&RouteNetlinkMessage::GetRule(message))?;
+    Ok(rules.into_iter().find_map(|rule| {
+        let RouteNetlinkMessage::NewRule(rule) = rule else { return None };
+        rule.attributes.iter().find_map(|attribute| {
+            let RuleAttribute::Priority(priority) = attribute else { return None };
+            priorities.contains(priority).then_some(*priority)
+        })
+    }))
+}
+
+/// Whether there is a route in `table`.
+pub(super) fn table_is_used(
+    netlink: &mut Rtnetlink,
+    family: Family,
+    table: u32,
+) -> Result<bool, Errno> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family.number();
+    message.attributes = vec![RouteAttribute::Table(table)];
+    let routes = match netlink.list(&RouteNetlinkMessage::GetRoute(message)) {
+        // The table isn't there.
+        Err(Errno::NOENT) => return Ok(false),
+        listed => listed?,
+    };
+    // A kernel that doesn't filter lists all of them.
+    Ok(routes.into_iter().any(|route| {
+        let RouteNetlinkMessage::NewRoute(route) = route else { return false };
+        route.attributes.contains(&RouteAttribute::Table(table))
+    }))
+}
+
+impl Family {
+    fn number(self) -> AddressFamily {
+        match self {
+            Self::V4 => AddressFamily::Inet,
+            Self::V6 => AddressFamily::Inet6,
+        }
+    }
+}
+
+fn family(net: &IpNet) -> AddressFamily {
+    match net {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(v4) => RouteAddress::Inet(v4),
+        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+    }
+}
