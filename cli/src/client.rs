@@ -26,8 +26,8 @@ pub(crate) struct Target {
     /// The daemon's control socket
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// The daemon's configuration, which says where its socket is
-    #[arg(long, value_name = "FILE", conflicts_with = "socket")]
+    /// The daemon's configuration, which says where its socket is, unless --socket does
+    #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
 

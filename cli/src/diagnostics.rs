@@ -4,6 +4,7 @@
 //! under `NO_COLOR`. For programs: one JSON object a line. The object says all that the look
 //! needs, so that the daemon's diagnostics are shown where its client runs.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
@@ -75,7 +76,7 @@ pub(crate) fn print_told(diagnostics: &[Told]) {
 
 /// Prints a line to standard output. A reader that went away, such as head(1), is no
 /// failure of ours.
-pub(crate) fn line(line: impl std::fmt::Display) {
+pub(crate) fn line(line: impl fmt::Display) {
     let _ = writeln!(io::stdout().lock(), "{line}");
 }
 
@@ -187,6 +188,14 @@ impl Told {
         // Between an origin and its snippet stands a line of three colons, which says nothing.
         let lines = text.lines().filter(|line| !line.contains(":::") || line.contains('|'));
         lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// In one line, for a log.
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ToldPlace { file, line, column, .. } = &self.place;
+        write!(f, "{file}:{line}:{column}: {}: {}", self.severity, self.message)
     }
 }
 
@@ -336,6 +345,8 @@ error[host-bits]: `10.0.0.1/8` has bits set beyond its first 8
         let faults = crate::config::parse(std::path::Path::new("t.toml"), text).expect_err("bad");
         let told = Told::of_faults(&faults, text);
         let shown = told[0].render(false);
+        let want = "t.toml:2:7: error: a number from 1280 to 65535 is wanted";
+        assert_eq!(told[0].to_string(), want);
         assert!(shown.contains("--> t.toml:2:7\n") && shown.contains("2 | mtu = 1\n"), "{shown}");
     }
 

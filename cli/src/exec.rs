@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use dns::discover::ResolvConf;
@@ -24,7 +24,7 @@ use crate::args::ExecArgs;
 use crate::config::{self, Config};
 use crate::error::{Refusal, code};
 use crate::policy_files;
-use crate::report::{Clock, Writer};
+use crate::report::{Clock, GATHER, Writer};
 use crate::sandbox::{self, Plan, SpawnError, Status};
 use crate::shards::{Blueprint, raise_descriptors};
 
@@ -184,9 +184,6 @@ fn host_has_ipv6() -> bool {
     })
 }
 
-/// How long reports gather before they are written.
-const GATHER: Duration = Duration::from_millis(5);
-
 fn write_reports(
     file: File,
     reports: &Receiver<(usize, Report)>,
@@ -201,8 +198,6 @@ fn write_reports(
         }
         // A reader that follows the file sees whole lines as they come.
         writer.flush()?;
-        // While this thread waits for a report, the shard pays for waking it: under load it is
-        // woken for many at a time.
         std::thread::sleep(GATHER);
     }
     writer.flush()

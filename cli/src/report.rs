@@ -8,6 +8,10 @@ use engine::policy::Verdict;
 use engine::{Instant, Protocol, Report, Stage};
 use serde_json::{Value, json};
 
+/// How long reports gather before they are fetched. While a thread waits for a report its shard
+/// pays for waking it: under load it is woken for many at a time.
+pub(crate) const GATHER: Duration = Duration::from_millis(5);
+
 /// Turns the engine's time into the wall clock's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {

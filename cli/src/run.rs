@@ -30,9 +30,9 @@ use engine::policy::Policy;
 use engine::{DeviceName, Own, Services};
 use rustix::process::geteuid;
 use sd_notify::NotifyState;
-use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::{info, warn};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tracing::{error, info, warn};
 use tunnel::device::open_tun;
 use tunnel::driver::{DriverError, Handle, Totals};
 use tunnel::host::{self, Host, HostError};
@@ -81,12 +81,15 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
     let plan = plan(&config)?;
     host.refuse_foreign(&plan).map_err(refuse)?;
 
-    let shards = Shards::start(&config, &policy)?;
-    let mark = Some(config.host.mark);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the control socket")?;
+    // From here on a signal is kept until somebody can put the host back.
+    let signals = runtime.block_on(async { Signals::keep() })?;
+    let mut shards = Shards::start(&config, &policy)?;
+    addresses::follow(&shards.handles)?;
+    let mark = Some(config.host.mark);
     let listener = runtime
         .block_on(async { control::listen(&config.control.socket, &config.control.group) })?;
     let daemon = Arc::new(Daemon::new(daemon::Parts {
@@ -102,39 +105,51 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
 
     let seen = host::Seen::look().map_err(refuse)?;
     if let Err(error) = host.apply(host::changes(&plan, &seen)) {
-        shards.stop();
+        let _ = std::fs::remove_file(&daemon.in_force().config.control.socket);
         return Err(refuse(error));
     }
-    addresses::follow(&shards.handles)?;
-
-    let served = runtime.block_on(serve(listener, &daemon));
+    let stop = until_told(signals, &daemon, &mut shards.ended);
+    runtime.block_on(control::serve(listener, Arc::clone(&daemon), stop));
     notify(&[NotifyState::Stopping]);
     let ended = shards.end();
-    let restored = host.restore().map_err(refuse);
-    served?;
-    restored?;
+    host.restore().map_err(refuse)?;
     ended?;
     Ok(code::DONE)
 }
 
-/// Serves the control socket until a signal ends the daemon.
-async fn serve(listener: UnixListener, daemon: &Arc<Daemon>) -> std::io::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    let stop = async {
-        notify(&[NotifyState::Ready]);
-        info!("ready");
-        loop {
-            tokio::select! {
-                _ = term.recv() => break,
-                _ = interrupt.recv() => break,
-                _ = hang_up.recv() => reload(daemon).await,
+/// The signals that a daemon obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn keep() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Says that all is ready, and reloads when told, until a signal or the end of a shard ends the
+/// daemon: without a shard its part of the host's traffic would wait for nobody.
+async fn until_told(mut signals: Signals, daemon: &Daemon, ended: &mut UnboundedReceiver<usize>) {
+    notify(&[NotifyState::Ready]);
+    info!("ready");
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return,
+            _ = signals.interrupt.recv() => return,
+            _ = signals.hang_up.recv() => reload(daemon).await,
+            Some(shard) = ended.recv() => {
+                error!(code = "shard-ended", shard, "a shard has ended, and so does the daemon");
+                return;
             }
         }
-    };
-    control::serve(listener, Arc::clone(daemon), stop).await;
-    Ok(())
+    }
 }
 
 /// SIGHUP. What it says goes to the log; the verb says it to who asked.
@@ -145,7 +160,12 @@ async fn reload(daemon: &Daemon) {
         Ok(reloaded) => {
             info!(generation = reloaded.generation, cut = reloaded.cut.len(), "reloaded")
         }
-        Err(error) => warn!(code = "reload-refused", "not reloaded, all is as it was: {error}"),
+        Err(error) => {
+            warn!(code = "reload-refused", "not reloaded, all is as it was: {error}");
+            for told in error.diagnostics().iter().filter(|told| told.is_error()) {
+                warn!(code = "reload-refused", "{told}");
+            }
+        }
     }
     notify(&[NotifyState::Ready]);
 }
@@ -163,6 +183,18 @@ struct Shards {
     clocks: Vec<Clock>,
     threads: Vec<JoinHandle<Result<Totals, DriverError>>>,
     events: Arc<Events>,
+    /// Tells of shards that ended, unasked or asked.
+    ended: UnboundedReceiver<usize>,
+}
+
+/// Dropped, it says that its shard has ended, however that came.
+struct Farewell(UnboundedSender<usize>, usize);
+
+impl Drop for Farewell {
+    fn drop(&mut self) {
+        // Nobody listens any more when the daemon ends.
+        let _ = self.0.send(self.1);
+    }
 }
 
 impl Shards {
@@ -182,23 +214,25 @@ impl Shards {
             shards: queues.len(),
             reports: Some(sender),
         };
+        let (farewell, ended) = unbounded_channel();
         let mut shards = Self {
             handles: Vec::new(),
             clocks: Vec::new(),
             threads: Vec::new(),
             events: Arc::default(),
+            ended,
         };
         for (number, queue) in queues.into_iter().enumerate() {
             let owners = open_diagnostics().and_then(Owners::new);
             let driver = blueprint.build(number, queue, owners.ok())?;
             shards.handles.push(driver.handle());
             shards.clocks.push(Clock { epoch: SystemTime::now() - driver.epoch().elapsed() });
-            shards.threads.push(
-                thread::Builder::new()
-                    .name(format!("shard-{number}"))
-                    .spawn(move || driver.run())
-                    .context("cannot start a thread")?,
-            );
+            let farewell = Farewell(farewell.clone(), number);
+            let thread = thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
+                let _farewell = farewell;
+                driver.run()
+            });
+            shards.threads.push(thread.context("cannot start a thread")?);
         }
         // Ends when the last shard has.
         let (clocks, events) = (shards.clocks.clone(), Arc::clone(&shards.events));
@@ -217,15 +251,11 @@ impl Shards {
             .collect()
     }
 
-    fn stop(&self) {
+    /// Ends every flow and waits for that.
+    fn end(self) -> anyhow::Result<()> {
         for handle in &self.handles {
             handle.stop();
         }
-    }
-
-    /// Ends every flow and waits for that.
-    fn end(self) -> anyhow::Result<()> {
-        self.stop();
         for thread in self.threads {
             thread.join().map_err(|_| anyhow::anyhow!("a shard's thread panicked"))??;
         }

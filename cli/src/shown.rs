@@ -10,12 +10,14 @@ pub(crate) struct Flowing {
     text: String,
     column: usize,
     indent: usize,
+    /// Nothing stands in this line yet.
+    fresh: bool,
 }
 
 impl Flowing {
     /// Later lines begin `indent` columns in.
     pub(crate) fn new(indent: usize) -> Self {
-        Self { text: String::new(), column: 0, indent }
+        Self { text: String::new(), column: 0, indent, fresh: true }
     }
 
     /// Adds words that stay together where that is possible.
@@ -25,15 +27,15 @@ impl Flowing {
         if length == 0 {
             return self;
         }
-        let at_start = self.column == 0 || self.column == self.indent;
-        if !at_start && self.column + 1 + length > COLUMNS {
+        if !self.fresh && self.column + 1 + length > COLUMNS {
             self.text.push('\n');
             self.text.push_str(&" ".repeat(self.indent));
             self.column = self.indent;
-        } else if !at_start {
+        } else if !self.fresh {
             self.text.push(' ');
             self.column += 1;
         }
+        self.fresh = false;
         let room = COLUMNS.saturating_sub(self.column);
         if length > room {
             self.text.extend(words.chars().take(room.saturating_sub(1)));
@@ -133,6 +135,13 @@ mod tests {
         ] {
             assert_eq!(bytes(&json!(count)), want);
         }
+    }
+
+    #[test]
+    fn words_stand_apart() {
+        let mut out = Flowing::new(8);
+        out.add("0-4 open").add("").add("udp").add("x".repeat(70)).add("y");
+        assert_eq!(out.end(), format!("0-4 open udp\n        {} y", "x".repeat(70)));
     }
 
     #[test]

@@ -250,7 +250,7 @@ impl Policy {
 
     /// The rule's `id`, else `FILE:LINE`; `default` where no rule matched.
     pub fn rule_name(&self, rule: RuleId) -> &str {
-        self.rules.rules.get(rule.0 as usize).map_or("default", |rule| &rule.name)
+        self.name_at(rule.0 as usize)
     }
 
     /// How many rules there are, the default not counted.
@@ -265,7 +265,7 @@ impl Policy {
 
     /// The name of the rule at a place, as [`Policy::rule_name`] gives it.
     pub fn name_at(&self, position: usize) -> &str {
-        self.rules.rules.get(position).map_or("default", |rule| &rule.name)
+        self.rules.rules.get(position).map_or("default", |rule| self.rules.name(rule))
     }
 
     /// Whether any rule asks whose socket a flow belongs to.

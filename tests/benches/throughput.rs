@@ -6,8 +6,12 @@
 //! one of the words; needs root. With `--run` behind the `--`, tunneld's side of
 //! each pair is a daemon that has captured the host, instead of `exec`.
 
+use std::fmt::Write as _;
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -115,6 +119,10 @@ fn main() -> Result<()> {
     println!("| --- | --- | --- | --- | --- |");
     for row in ROWS.iter().filter(|row| wanted(row.name)) {
         bench.pairs(row)?;
+    }
+    if bench.daemon && wanted("reload") {
+        println!("\n| while it runs | |\n| --- | --- |");
+        bench.reload()?;
     }
     if wanted("idle") {
         println!("\n| at rest | |\n| --- | --- |");
@@ -275,6 +283,81 @@ impl Bench {
         thread::sleep(Duration::from_secs(SECONDS));
         let after = process::cost(&self.pids(run)).wakeups;
         after.saturating_sub(before) as f64 / SECONDS as f64
+    }
+
+    /// A large policy is put in force under 10,000 live flows: how long the verb takes, its
+    /// process included, and how long another flow waits meanwhile; then `status` while flows
+    /// come and go.
+    fn reload(&self) -> Result<()> {
+        const FLOWS: u64 = 10_000;
+        const RULES: u32 = 100_000;
+        let mut daemon = self.start()?;
+        let idle = self
+            .exec("probe", Way::Tunneld)
+            .args(["idle", "203.0.113.1"])
+            .args([u64::from(self.held.port()), FLOWS, 60])
+            .limit(Duration::from_secs(120))
+            .spawn()?;
+        idle.running.wait_for("open")?;
+        let socket = self.lab.host.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+        socket.connect((plan::GOOD4, self.echo.port()))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let pinger = thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || -> Result<Duration> {
+                let mut slowest = Duration::ZERO;
+                while !stop.load(Ordering::Acquire) {
+                    let began = Instant::now();
+                    socket.send(b"ping")?;
+                    socket.recv(&mut [0; 8])?;
+                    slowest = slowest.max(began.elapsed());
+                    thread::sleep(Duration::from_micros(200));
+                }
+                Ok(slowest)
+            }
+        });
+        let mut times = Vec::new();
+        for port in 1..=5 {
+            let mut policy = "policy 1\n".to_owned();
+            for rule in 0..RULES {
+                let [a, b, c, _] = rule.wrapping_mul(2_654_435_761).to_be_bytes();
+                writeln!(policy, "block tcp to 10.{a}.{b}.{c} port {port}")?;
+            }
+            policy += "default allow\n";
+            daemon.files().write("policy.d/test.policy", &policy)?;
+            let began = Instant::now();
+            let done = daemon.verb(&["reload"])?;
+            times.push(began.elapsed().as_secs_f64() * 1e3);
+            ensure!(done.code() == 0, "{done:?}");
+        }
+        stop.store(true, Ordering::Release);
+        let slowest = pinger.join().map_err(|_| anyhow::anyhow!("the pinger panicked"))??;
+        println!("| reload of {RULES} rules, {FLOWS} flows live | {:.0} ms |", median(times));
+        println!(
+            "| longest wait of another flow meanwhile | {:.1} ms |",
+            slowest.as_secs_f64() * 1e3
+        );
+        drop(idle);
+
+        let mut load = self
+            .exec("probe", Way::Tunneld)
+            .args(["rate", "203.0.113.1"])
+            .args([u64::from(self.short.port()), 24_000, 32])
+            .spawn()?;
+        let mut times = Vec::new();
+        while !load.running.ended()? {
+            let began = Instant::now();
+            daemon.status()?;
+            times.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        let p99 = times[times.len() * 99 / 100];
+        println!(
+            "| `status` over the socket while 24,000 flows come and go, p99 of {} | {p99:.1} ms |",
+            times.len()
+        );
+        daemon.stop()?;
+        Ok(())
     }
 
     /// What 9,900 flows with nothing to do cost.

@@ -178,6 +178,21 @@ fn nothing_names_the_machine_it_was_written_on() {
 }
 
 #[test]
+fn every_warning_has_a_code_that_is_documented() {
+    let docs = fs::read_to_string(root().join("docs/messages.md")).unwrap();
+    let mut seen = 0;
+    for path in files("rs").iter().filter(|path| !path.starts_with("tests")) {
+        let text = fs::read_to_string(root().join(path)).unwrap();
+        for rest in text.split("code = \"").skip(1) {
+            let code = rest.split('"').next().expect("a first part");
+            assert!(docs.contains(&format!("| `{code}` |")), "{}: {code}", path.display());
+            seen += 1;
+        }
+    }
+    assert!(seen > 0, "warnings carry codes");
+}
+
+#[test]
 fn scripts_can_be_run() {
     use std::os::unix::fs::PermissionsExt as _;
     for script in ["tests/run", ".ci/run"] {

@@ -246,6 +246,43 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
     Ok(())
 }
 
+/// A service manager may change its mind while the daemon starts.
+#[test]
+fn told_to_end_at_any_moment_it_puts_everything_back() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let before = host_state::read(&lab.host)?;
+    let daemon = Daemon::new(&lab.host, ALLOW, "")?;
+    for moment in 0..12 {
+        let running = daemon.program()?.limit(Duration::from_secs(60)).spawn()?;
+        thread::sleep(Duration::from_millis(5 * moment));
+        running.signal(rustix::process::Signal::TERM)?;
+        let ended = running.wait()?;
+        // Before it has changed anything it may end like any program.
+        ensure!([0, 143].contains(&ended.code()), "{ended:?}");
+        let after = host_state::read(&lab.host)?;
+        ensure!(before == after, "after {moment}:\n{}", difference(&before, &after));
+    }
+    Ok(())
+}
+
+/// Somebody deletes the device: nobody reads the host's packets any more.
+#[test]
+fn without_its_device_the_daemon_puts_everything_back_and_ends() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let before = host_state::read(&lab.host)?;
+    let mut daemon = Daemon::start(&lab.host, ALLOW, "")?;
+    lab.host.ip("link del tunneld0\n")?;
+    let ended = daemon.ended()?;
+    ensure!(ended.code() == 5 && ended.stderr.contains("device"), "{ended:?}");
+    let after = host_state::read(&lab.host)?;
+    ensure!(before == after, "left behind:\n{}", difference(&before, &after));
+    Ok(())
+}
+
 #[test]
 fn what_hinders_a_start_is_one_line_and_changes_nothing() -> Result<()> {
     require_root!();

@@ -1,7 +1,7 @@
 //! What is said to a request that is not done: a status of HTTP and one JSON object.
 //!
-//! hyper answers what it can't parse by itself, with a status and no body. [`Spoken`] stands
-//! between it and the socket and puts our object in its place.
+//! hyper answers what it can't parse by itself, with a status and no body, or not at all (half a
+//! head, HTTP/2). [`Spoken`] stands between it and the socket and says what is to be said.
 
 use std::io;
 use std::pin::Pin;
@@ -171,15 +171,27 @@ impl From<Unexplained> for Denial {
 
 /// A stream whose every error says what is wrong.
 #[derive(Debug)]
-pub(super) struct Spoken<S> {
-    stream: S,
+pub(super) struct Spoken {
+    stream: UnixStream,
+    /// Something came.
+    heard: bool,
+    /// Something was said to it.
+    said: bool,
     /// What is said instead of what hyper wrote, and how much of it is out.
     instead: Option<(Vec<u8>, usize)>,
 }
 
-impl<S> Spoken<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, instead: None }
+impl Spoken {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream, heard: false, said: false, instead: None }
+    }
+}
+
+impl Drop for Spoken {
+    fn drop(&mut self) {
+        if self.heard && !self.said {
+            Denial::bad("no whole request of HTTP/1.1 came").write_to(&self.stream);
+        }
     }
 }
 
@@ -203,23 +215,27 @@ fn own_answer(written: &[u8]) -> Option<Denial> {
     Some(Denial { status, ..Denial::bad(error) })
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Spoken<S> {
+impl AsyncRead for Spoken {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.heard |= buf.filled().len() > before;
+        read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Spoken<S> {
+impl AsyncWrite for Spoken {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        this.said = true;
         if this.instead.is_none() {
             this.instead = own_answer(buf).map(|denial| (denial.message(), 0));
         }

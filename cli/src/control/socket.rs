@@ -7,11 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use rustix::fs::{Mode, chown, fchmod};
+use rustix::fs::Mode;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen as listen_on, socket_with,
 };
-use rustix::process::{Gid, Uid};
 use tokio::net::UnixListener;
 use tracing::warn;
 
@@ -23,9 +22,10 @@ pub(crate) const SOCKET: &str = "/run/tunneld/control.sock";
 /// Connections that may wait to be taken.
 const BACKLOG: i32 = 1024;
 
-/// Binds the socket at `path`: for root and the members of `group`; for root alone, and with
-/// a warning, where there is no such group. A file that a dead daemon left is replaced.
-/// Must be called on a runtime.
+/// Binds the socket at `path`. Everybody may connect: who may what is judged by request, since
+/// an admin need not be in the group, and anybody may end a flow of their own. Where there is
+/// no `group` that may look, that is said. A file that a dead daemon left is replaced. Must be
+/// called on a runtime.
 ///
 /// # Errors
 /// A daemon answers there; something else lies there; the system refuses.
@@ -37,32 +37,18 @@ pub(crate) fn listen(path: &Path, group: &str) -> Result<UnixListener, Refusal> 
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(refuse)?;
     }
-    let gid = group_id(group);
-    if gid.is_none() && !group.is_empty() {
-        warn!(
-            code = "control-group",
-            "there is no group `{group}`: the control socket is root's alone"
-        );
+    if group_id(group).is_none() && !group.is_empty() {
+        warn!(code = "control-group", "there is no group `{group}`: only root and admins may look");
     }
-    let mode = if gid.is_some() {
-        Mode::RUSR | Mode::WUSR | Mode::RGRP | Mode::WGRP
-    } else {
-        Mode::RUSR | Mode::WUSR
-    };
-    bound(path, mode, gid).map_err(|errno| refuse(errno.into()))
+    bound(path).map_err(|errno| refuse(errno.into()))
 }
 
-fn bound(path: &Path, mode: Mode, gid: Option<u32>) -> rustix::io::Result<UnixListener> {
+fn bound(path: &Path) -> rustix::io::Result<UnixListener> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // The file gets the socket's mode, so there is no moment in which it is open to others.
-    fchmod(&socket, mode)?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
-    if let Some(gid) = gid {
-        chown(path, None::<Uid>, Some(Gid::from_raw(gid)))?;
-    }
     // The umask took its part.
-    rustix::fs::chmod(path, mode)?;
+    rustix::fs::chmod(path, Mode::from_raw_mode(0o666))?;
     listen_on(&socket, BACKLOG)?;
     UnixListener::from_std(socket.into())
         .map_err(|error| rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))
@@ -136,7 +122,7 @@ mod tests {
         let path = directory.join("below/control.sock");
         let first = listen(&path, "no-such-group-here").expect("a socket, and its directory");
         let mode = fs::metadata(&path).expect("a file").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(mode & 0o777, 0o666);
         let refused = listen(&path, "").expect_err("somebody answers").to_string();
         assert!(refused.ends_with("a daemon answers there"), "{refused}");
         drop(first);

@@ -1,7 +1,6 @@
 //! The socket from outside: what every client may send, and who may send it.
 
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
@@ -18,7 +17,7 @@ use super::openapi::{REQUESTS, document};
 use super::{HEAD, HEADERS, listen, serve_with};
 use crate::args::{Cli, Verb};
 use crate::client::{Client, Target};
-use crate::daemon::standin::{Disk, Manner, NO_80, daemon, flow};
+use crate::daemon::standin::{Disk, Manner, NO_80, crowded, flow};
 use crate::daemon::{Access, Events, publish};
 use crate::error::{Refusal, code};
 use crate::report::Clock;
@@ -37,9 +36,13 @@ struct Served {
 
 impl Served {
     fn new(name: &str, access: Access) -> Self {
+        Self::crowded(name, access, 2)
+    }
+
+    fn crowded(name: &str, access: Access, flows: u64) -> Self {
         let disk = Disk::new(name);
         let socket = disk.path("control.sock");
-        let daemon = Arc::new(daemon(&disk, access, Manner::Answers));
+        let daemon = Arc::new(crowded(&disk, access, Manner::Answers, flows));
         let events = Arc::clone(daemon.events());
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = channel();
@@ -237,6 +240,7 @@ fn bad_requests() {
         ("no HTTP", "hello\r\n\r\n".to_owned(), 400),
         ("bytes", "\u{0}\u{1}\u{2}\r\n\r\n".to_owned(), 400),
         ("TLS", "\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}".to_owned(), 400),
+        ("HTTP/2", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), 400),
         ("a bad header", "GET /v1/status HTTP/1.1\r\nx y\r\n\r\n".to_owned(), 400),
         ("a long line", format!("GET /{long} HTTP/1.1\r\n\r\n"), 431),
         ("a long header", format!("GET / HTTP/1.1\r\na: {long}\r\n\r\n"), 431),
@@ -339,16 +343,16 @@ fn junk_holds_nobody_up() {
 #[test]
 fn half_a_request_is_not_waited_for() {
     let served = Served::new("half", Access::default());
-    for half in [
-        "",
-        "GET /v1/status HTTP/1.1\r\nho",
-        "POST /v1/explain HTTP/1.1\r\nhost: d\r\ncontent-length: 9\r\n\r\n{",
+    for (half, want) in [
+        ("", 0),
+        ("GET /v1/status HTTP/1.1\r\nho", 400),
+        ("POST /v1/explain HTTP/1.1\r\nhost: d\r\ncontent-length: 9\r\n\r\n{", 408),
     ] {
         let began = Instant::now();
         let (status, body) = served.send(half.as_bytes());
         let took = began.elapsed();
         assert!(took > PATIENCE / 2 && took < PATIENCE * 2, "{half}: {took:?}");
-        assert!([0, 408].contains(&status), "{half}: {status} {body}");
+        assert_eq!(status, want, "{half}: {body}");
     }
 }
 
@@ -392,6 +396,67 @@ fn watch() {
         .collect();
     let refused = watches.iter().filter(|(_, first)| first == "HTTP/1.1 503").count();
     assert!((1..=2).contains(&refused), "{refused}");
+}
+
+/// Nothing of 48,000 events is lost, and `status` is quick, while long lists are written.
+#[test]
+fn lists_and_streams_hold_nobody_up() {
+    const EVENTS: usize = 48_000;
+    let served = Served::crowded("lists", Access::default(), 12_000);
+    let (sender, receiver) = channel();
+    let events = Arc::clone(&served.events);
+    let clocks = [Clock { epoch: std::time::SystemTime::now() }];
+    std::thread::spawn(move || publish(&receiver, &clocks, &events));
+    let mut client = served.client();
+    let watcher = std::thread::spawn(move || {
+        let mut count = 0;
+        let ended = client.lines("/v1/watch", |event| {
+            assert_eq!(event["event"], "flow", "{event}");
+            count += 1;
+            anyhow::ensure!(count < EVENTS, "all of them");
+            Ok(())
+        });
+        ended.expect_err("our own").to_string()
+    });
+    while served.events.watchers() == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut took = Vec::new();
+    std::thread::scope(|scope| {
+        let lister = scope.spawn(|| {
+            let mut client = served.client();
+            for _ in 0..3 {
+                let mut count = 0;
+                let listed = client.lines("/v1/flows", |_| {
+                    count += 1;
+                    Ok(())
+                });
+                listed.expect("a list");
+                assert_eq!(count, 24_000);
+            }
+        });
+        scope.spawn(|| {
+            for number in 0..EVENTS {
+                sender.send((0, flow(number as u64, 80))).expect("somebody listens");
+                if number % 500 == 0 {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        });
+        let mut client = served.client();
+        while !lister.is_finished() || took.len() < 200 {
+            let began = Instant::now();
+            client.get("/v1/status").expect("a status");
+            took.push(began.elapsed());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    });
+    assert_eq!(watcher.join().expect("it ends"), "all of them");
+    took.sort_unstable();
+    let p99 = took[took.len() * 99 / 100];
+    eprintln!("status: p50 {:?}, p99 {p99:?} of {}", took[took.len() / 2], took.len());
+    // Alone it takes 10 ms; here are two busy processors and other tests beside.
+    assert!(p99 < Duration::from_millis(500), "{p99:?}");
 }
 
 #[test]
@@ -508,8 +573,6 @@ fn rights() {
     }
     let access = Access { group: Some(50_001), admins: vec![50_002] };
     let served = Served::new("rights", access);
-    // What the file keeps out is not what is tested here.
-    std::fs::set_permissions(&served.socket, std::fs::Permissions::from_mode(0o666)).expect("mode");
     let ask = |uid: &str, groups: &str, method: &str, path: &str| -> (u16, String) {
         let groups = if groups.is_empty() {
             "--clear-groups".to_owned()
@@ -557,17 +620,4 @@ fn rights() {
             assert!(error["error"].is_string() && error["help"].is_string(), "{name}: {error}");
         }
     }
-    // As it is made, the file lets nobody else in.
-    let closed = served.disk.path("closed.sock");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let _inside = runtime.as_ref().expect("a runtime").enter();
-    let _listener = listen(&closed, "").expect("a socket");
-    let output = Command::new("setpriv")
-        .args(["--reuid=50003", "--regid=50001", "--clear-groups", "--", "curl", "-sS"])
-        .arg("--unix-socket")
-        .arg(&closed)
-        .arg("http://d/v1/status")
-        .output()
-        .expect("it runs");
-    assert_eq!(output.status.code(), Some(7), "curl: could not connect");
 }

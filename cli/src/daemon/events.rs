@@ -10,12 +10,14 @@ use std::sync::mpsc::Receiver;
 use engine::Report;
 use serde_json::json;
 use tokio::sync::broadcast;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 
-use crate::report::{self, Clock, Users};
+use crate::report::{self, Clock, GATHER, Users};
 
 /// Lines that a watcher may be behind: about 30 MB, and only where somebody is.
 const BEHIND: usize = 32_768;
+/// Bytes of lines that are handed on at once, about: one write for many events.
+const CHUNK: usize = 64 << 10;
 
 /// The stream of events.
 #[derive(Debug)]
@@ -53,27 +55,41 @@ impl Events {
 }
 
 impl Watch {
-    /// The next line, its end included; `None` when there will be no more.
-    pub(crate) async fn next(&mut self) -> Option<Arc<str>> {
-        match self.receiver.recv().await {
-            Ok(line) => Some(line),
-            Err(RecvError::Lagged(count)) => {
-                Some(format!("{}\n", json!({ "event": "lost", "count": count })).into())
+    /// The next lines, each with its end: what is there, up to `CHUNK`. `None` when there will
+    /// be no more.
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        let mut lines = match self.receiver.recv().await {
+            Ok(line) => line.to_string(),
+            Err(RecvError::Lagged(count)) => lost(count),
+            Err(RecvError::Closed) => return None,
+        };
+        while lines.len() < CHUNK {
+            match self.receiver.try_recv() {
+                Ok(line) => lines.push_str(&line),
+                Err(TryRecvError::Lagged(count)) => lines.push_str(&lost(count)),
+                Err(TryRecvError::Empty | TryRecvError::Closed) => break,
             }
-            Err(RecvError::Closed) => None,
         }
+        Some(lines)
     }
+}
+
+fn lost(count: u64) -> String {
+    format!("{}\n", json!({ "event": "lost", "count": count }))
 }
 
 /// Publishes reports, each with the number of its shard, until the last shard has ended. Runs
 /// on a thread of its own. `clocks` are the shards' in their order.
 pub(crate) fn publish(reports: &Receiver<(usize, Report)>, clocks: &[Clock], events: &Events) {
     let mut users = Users::default();
-    while let Ok((shard, report)) = reports.recv() {
-        let Some(clock) = clocks.get(shard) else { continue };
-        if events.watchers() > 0 {
-            let object = report::object(shard, &report, *clock, &mut users);
-            events.send(format!("{object}\n"));
+    while let Ok(first) = reports.recv() {
+        for (shard, report) in std::iter::once(first).chain(reports.try_iter()) {
+            let Some(clock) = clocks.get(shard) else { continue };
+            if events.watchers() > 0 {
+                let object = report::object(shard, &report, *clock, &mut users);
+                events.send(format!("{object}\n"));
+            }
         }
+        std::thread::sleep(GATHER);
     }
 }

@@ -182,13 +182,19 @@ pub(crate) const NO_80: &str = "policy 1\nblock tcp port 80 id no-80\nallow tcp\
 
 /// A daemon of two shards with two flows each, to ports 80 and 443.
 pub(crate) fn daemon(disk: &Disk, access: Access, manner: Manner) -> Daemon {
+    crowded(disk, access, manner, 2)
+}
+
+/// The same with as many flows a shard, by turns to ports 80 and 443.
+pub(crate) fn crowded(disk: &Disk, access: Access, manner: Manner, flows: u64) -> Daemon {
     let file = disk.path("tunneld.toml");
     let text = std::fs::read_to_string(&file).expect("a file");
     let config: Config = crate::config::parse(Path::new(&file), &text).expect("a good one");
     let policy = policy(OPEN);
     let clock = Clock { epoch: SystemTime::now() };
     let shard = |manner| -> Box<dyn Shard> {
-        let flows = vec![flow(1, 80), flow(2, 443)];
+        let port = |number| if number % 2 == 1 { 80 } else { 443 };
+        let flows = (1..=flows).map(|number| flow(number, port(number))).collect();
         Box::new(StandIn::start(Arc::clone(&policy), flows, manner))
     };
     Daemon::new(Parts {

@@ -34,14 +34,23 @@ pub(super) struct Ruleset {
     pub(super) index: Index,
     pub(super) rules: Vec<RuleEntry>,
     pub(super) clauses: Vec<ClauseEntry>,
+    /// The names of all rules, one behind the other.
+    names: String,
+}
+
+impl Ruleset {
+    /// The rule's id or `FILE:LINE`.
+    pub(super) fn name(&self, rule: &RuleEntry) -> &str {
+        self.names.get(rule.name.clone()).unwrap_or_default()
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct RuleEntry {
     /// Of a route: `Allow`, and without meaning.
     pub(super) verdict: Verdict,
-    /// The rule's id or `FILE:LINE`.
-    pub(super) name: Name,
+    /// Its part of [`Ruleset::names`].
+    name: Range<usize>,
     pub(super) site: Site,
     pub(super) line: u32,
     /// Its part of [`Ruleset::clauses`].
@@ -91,7 +100,7 @@ pub(super) fn load(
     compiler.read_sets(&files);
     compiler.names.collect_cgroups(&files);
     let default = compiler.default(&files, complete);
-    let mut rules = Lowered::default();
+    let mut rules = Lowered::for_files(&files);
     let mut routes = Lowered::default();
     for (source, file) in (0..).map(SourceId).zip(&files) {
         compiler.lower_file(source, file, &mut rules, &mut routes);
@@ -139,13 +148,14 @@ pub(super) fn parse_all(
     given.iter().map(parse).collect()
 }
 
-fn warn_of_unused(names: &Map<Name, usize>, sets: &[ResolvedSet], findings: &mut Findings) {
+fn warn_of_unused(names: &Map<Name, u32>, sets: &[ResolvedSet], findings: &mut Findings) {
     for (name, at) in names {
-        if !sets[*at].used {
+        let set = &sets[*at as usize];
+        if !set.used {
             findings
                 .warning(
                     code::UNUSED_SET,
-                    sets[*at].site,
+                    set.site,
                     format!("the set {} is never used", quoted(name)),
                 )
                 .help(format!("a rule uses it as `@{name}`"));
@@ -158,7 +168,7 @@ struct Compiler<'c> {
     findings: &'c mut Findings,
     sources: &'c mut Sources,
     sets: Vec<ResolvedSet>,
-    set_names: Map<Name, usize>,
+    set_names: Map<Name, u32>,
     /// `false` where a set may have been missed for another fault.
     all_sets_known: bool,
     users: Map<Name, Option<u32>>,
@@ -171,8 +181,23 @@ struct Compiler<'c> {
 struct Lowered {
     rules: Vec<RuleEntry>,
     clauses: Vec<ClauseEntry>,
+    names: String,
     rows: Vec<Row>,
     units: [Units; DIMENSIONS],
+}
+
+impl Lowered {
+    /// With room for the rules of these files.
+    fn for_files(files: &[File]) -> Self {
+        let rules = files.iter().map(|file| file.statements.len()).sum();
+        let clauses = files.iter().map(|file| file.clauses.len()).sum();
+        Self {
+            rules: Vec::with_capacity(rules),
+            clauses: Vec::with_capacity(clauses),
+            rows: Vec::with_capacity(rules),
+            ..Self::default()
+        }
+    }
 }
 
 impl Compiler<'_> {
@@ -191,7 +216,7 @@ impl Compiler<'_> {
     fn read_set(&mut self, source: SourceId, set: &Set) {
         let site = Site { source, span: set.name.span };
         if let Some(first) = self.set_names.get(&set.name.value) {
-            let first = self.sets[*first].site;
+            let first = self.sets[*first as usize].site;
             self.findings
                 .error(
                     code::DUPLICATE_SET,
@@ -227,7 +252,8 @@ impl Compiler<'_> {
             }
             SetBody::File(path) => self.read_set_file(source, path, &mut resolved),
         }
-        self.set_names.insert(set.name.value.clone(), self.sets.len());
+        let number = u32::try_from(self.sets.len()).unwrap_or(u32::MAX);
+        self.set_names.insert(set.name.value.clone(), number);
         self.sets.push(resolved);
     }
 
@@ -304,13 +330,15 @@ impl Compiler<'_> {
                             otherwise
                         }
                     };
-                    self.lower(source, rule.line, verdict, &rule.clauses, rules);
+                    let clauses = &file.clauses[rule.clauses.clone()];
+                    self.lower(source, rule.line, verdict, clauses, rules);
                 }
                 Statement::Route(route) => {
                     for via in &route.via {
                         self.way_out(Site { source, span: via.span }, &via.value);
                     }
-                    self.lower(source, route.line, Verdict::Allow, &route.clauses, routes);
+                    let clauses = &file.clauses[route.clauses.clone()];
+                    self.lower(source, route.line, Verdict::Allow, clauses, routes);
                 }
                 Statement::Resolve(resolve) => {
                     let site = Site { source, span: resolve.word.span };
@@ -347,10 +375,10 @@ pub(super) fn not_yet(findings: &mut Findings, site: Site, what: &str, help: &st
 }
 
 fn finish(lowered: Lowered, names: &Names, what: &str, findings: &mut Findings) -> Option<Ruleset> {
-    let Lowered { rules, clauses, rows, units } = lowered;
-    let units = units.map(|units| units.members);
+    let Lowered { rules, clauses, names: rule_names, rows, units } = lowered;
+    let units = units.map(|units| units.list);
     let index = Index::build(&rows, &units, names.devices.clone(), names.cgroups.clone());
-    let Ok(index) = index else {
+    let Ok((index, samples)) = index else {
         let start = Site { source: SourceId(0), span: Span::default() };
         let site = rules.first().map_or(start, |rule| rule.site);
         findings
@@ -358,6 +386,7 @@ fn finish(lowered: Lowered, names: &Names, what: &str, findings: &mut Findings) 
             .help("lists that overlap in millions of different ways need too much memory");
         return None;
     };
-    shadow::warn(&index, &rules, &rows, &units, what, findings);
-    Some(Ruleset { index, rules, clauses })
+    let ruleset = Ruleset { index, rules, clauses, names: rule_names };
+    shadow::warn(&ruleset, &rows, &units, &samples, what, findings);
+    Some(ruleset)
 }

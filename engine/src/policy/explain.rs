@@ -163,7 +163,7 @@ impl Policy {
     /// The rules that give verdicts, in the order in which they are asked, without the default.
     pub fn rule_texts(&self) -> impl Iterator<Item = RuleText<'_>> {
         self.rules.rules.iter().map(|rule| RuleText {
-            name: &rule.name,
+            name: self.rules.name(rule),
             file: self.source(rule).map_or("", |source| &source.name),
             line: rule.line,
             text: self.text(rule, rule.site.span),
@@ -190,7 +190,7 @@ impl Policy {
                 })
                 .collect();
             RuleTried {
-                name: rule.name.to_string(),
+                name: ruleset.name(rule).to_owned(),
                 file: self.source(rule).map_or("", |source| &source.name).to_owned(),
                 line: rule.line,
                 text: self.text(rule, rule.site.span),

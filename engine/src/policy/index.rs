@@ -24,15 +24,14 @@ mod table;
 
 use std::net::IpAddr;
 use std::ops::Range;
-use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::set::Members;
+use super::set::Unit;
 use crate::{DeviceName, Fact, Facts, Protocol};
-use bits::{CHUNK_ROWS, ClassId, EMPTY, Heads};
-use table::{Table, pairs};
+use bits::{CHUNK_ROWS, ClassId, EMPTY, Heads, set_bits};
+use table::{Table, UnitRows, pairs};
 
 /// What a flow is looked up by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -122,11 +121,38 @@ impl<'f> Question<'f> {
 
 /// A rule as a product of lists. A rule with a list over two dimensions (`egress`)
 /// has two rows.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     pub(super) rule: u32,
     pub(super) protocol: Option<Protocol>,
-    pub(super) terms: Vec<Term>,
+    /// The dimensions in which a list must hold, and in which it must not.
+    positive: Mask,
+    negative: Mask,
+    /// The list of each of these.
+    units: [u32; DIMENSIONS],
+}
+
+impl Row {
+    /// A row that holds for every flow.
+    pub(super) fn new(rule: u32) -> Self {
+        Self { rule, protocol: None, positive: 0, negative: 0, units: [0; DIMENSIONS] }
+    }
+
+    /// Adds a list; one dimension has at most one.
+    pub(super) fn add(&mut self, term: Term) {
+        *(if term.not { &mut self.negative } else { &mut self.positive }) |= term.dimension.mask();
+        self.units[term.dimension as usize] = term.unit;
+    }
+
+    pub(super) fn term(&self, dimension: Dimension) -> Option<Term> {
+        let not = self.negative & dimension.mask() != 0;
+        let any = not || self.positive & dimension.mask() != 0;
+        any.then(|| Term { dimension, not, unit: self.units[dimension as usize] })
+    }
+
+    pub(super) fn terms(&self) -> impl Iterator<Item = Term> {
+        dimensions(self.positive | self.negative).filter_map(|d| self.term(Dimension::ALL[d]))
+    }
 }
 
 /// One list of a row.
@@ -138,9 +164,15 @@ pub(super) struct Term {
     pub(super) unit: u32,
 }
 
-/// A value of a dimension, out of a list over it.
+/// For each list of each dimension the class of the lowest value in it, and whether
+/// only one row holds for that value.
+pub(super) type Samples = [Vec<(ClassId, bool)>; DIMENSIONS];
+
+/// A value of a dimension, out of a list over it or out of what the list leaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sample {
+    /// With whether only the list's own row holds for it.
+    Class(ClassId, bool),
     Narrow(u32),
     Wide(u128),
     Unknown,
@@ -182,6 +214,8 @@ pub(super) struct Answers {
     classes: [ClassId; DIMENSIONS],
     unknown: Mask,
     unasked: Mask,
+    /// Where no row but the sampled one has a list that holds.
+    alone: Mask,
 }
 
 impl Answers {
@@ -207,45 +241,41 @@ impl Index {
     /// Rows in the order of their rules; for each dimension its lists.
     pub(super) fn build(
         rows: &[Row],
-        units: &[Vec<Rc<Members>>; DIMENSIONS],
+        units: &[Vec<Unit>; DIMENSIONS],
         devices: HashMap<DeviceName, u32, FixedState>,
         cgroups: HashMap<Box<str>, u32, FixedState>,
-    ) -> Result<Self, TooLarge> {
+    ) -> Result<(Self, Samples), TooLarge> {
         let mut index = Self { devices, cgroups, ..Self::default() };
-        let mut unit_rows: [Vec<Vec<u32>>; DIMENSIONS] =
-            std::array::from_fn(|d| vec![Vec::new(); units[d].len()]);
-        index.number(rows, &mut unit_rows)?;
+        let mut samples = Samples::default();
+        let places = index.number(rows)?;
         for dimension in Dimension::ALL {
-            let (units, rows) = (&units[dimension as usize], &unit_rows[dimension as usize]);
+            let units = &units[dimension as usize];
             if !units.is_empty() {
                 index.used |= dimension.mask();
-                index.tables[dimension as usize] = Table::build(units, rows)?;
+                let rows = UnitRows::new(dimension, units.len(), rows, &places);
+                let (table, lowest) = Table::build(units, &rows)?;
+                index.tables[dimension as usize] = table;
+                samples[dimension as usize] = lowest;
             }
         }
-        Ok(index)
+        Ok((index, samples))
     }
 
     /// Gives each row its place: group by group, each group at the start of a chunk.
-    fn number(
-        &mut self,
-        rows: &[Row],
-        unit_rows: &mut [Vec<Vec<u32>>; DIMENSIONS],
-    ) -> Result<(), TooLarge> {
+    /// Returns which row is at which place, in the order of the places.
+    fn number(&mut self, rows: &[Row]) -> Result<Vec<(usize, u32)>, TooLarge> {
         type Signature = (Option<Protocol>, Mask, Mask);
         let mut known: HashMap<Signature, usize, FixedState> = HashMap::default();
         let mut groups: Vec<(Signature, Vec<usize>)> = Vec::new();
         for (at, row) in rows.iter().enumerate() {
-            let (mut positive, mut negative) = (0, 0);
-            for term in &row.terms {
-                *(if term.not { &mut negative } else { &mut positive }) |= term.dimension.mask();
-            }
-            let signature = (row.protocol, positive, negative);
+            let signature = (row.protocol, row.positive, row.negative);
             let group = *known.entry(signature).or_insert_with(|| {
                 groups.push((signature, Vec::new()));
                 groups.len() - 1
             });
             groups[group].1.push(at);
         }
+        let mut places = Vec::with_capacity(rows.len());
         for ((protocol, positive, negative), members) in groups {
             let first_chunk = u32::try_from(self.chunks.len()).map_err(|_| TooLarge)?;
             let first_rule = members.first().map_or(0, |at| rows[*at].rule);
@@ -257,16 +287,14 @@ impl Index {
                 let chunk = u32::try_from(self.chunks.len() - 1).map_err(|_| TooLarge)?;
                 let place = chunk.checked_mul(CHUNK_ROWS as u32).ok_or(TooLarge)? + offset as u32;
                 self.rules.push(rows[*at].rule);
-                for term in &rows[*at].terms {
-                    unit_rows[term.dimension as usize][term.unit as usize].push(place);
-                }
+                places.push((*at, place));
             }
             let last_chunk = u32::try_from(self.chunks.len()).map_err(|_| TooLarge)?;
             let chunks = first_chunk..last_chunk;
             self.groups.push(Group { first_rule, protocol, positive, negative, chunks });
         }
         self.chunks.push(u32::try_from(self.rules.len()).map_err(|_| TooLarge)?);
-        Ok(())
+        Ok(places)
     }
 
     /// Whether any rule asks about one of these dimensions.
@@ -281,6 +309,7 @@ impl Index {
             classes: [EMPTY; DIMENSIONS],
             unknown: 0,
             unasked: 0,
+            alone: 0,
         };
         let family = question.destination;
         let known = |dimension, address: IpAddr| self.address(dimension, address);
@@ -393,7 +422,7 @@ impl Index {
     }
 
     /// Every rule below `limit` that matches, in the order of the groups, until
-    /// `each` returns `false`.
+    /// `each` returns `false`; of a sample, every other rule than its own.
     pub(super) fn matching(
         &self,
         answers: &Answers,
@@ -405,7 +434,7 @@ impl Index {
                 break;
             }
             let mut go_on = true;
-            if group.may_match(answers) {
+            if group.positive & answers.alone == 0 && group.may_match(answers) {
                 self.walk(group, answers, limit, |rule| {
                     go_on = each(rule);
                     go_on
@@ -505,11 +534,11 @@ impl Index {
         Some((word >> bit & 1 == 1) == positive)
     }
 
-    /// The answers of a flow of which only these values are known.
+    /// The answers of a flow of which only these values are known, taken from one row.
     pub(super) fn sample(
         &self,
         protocol: Option<Protocol>,
-        values: &[(Dimension, Sample)],
+        values: impl IntoIterator<Item = (Dimension, Sample)>,
     ) -> Answers {
         let mut answers = Answers {
             // A row without a protocol is covered only by rows without one.
@@ -517,15 +546,20 @@ impl Index {
             classes: [EMPTY; DIMENSIONS],
             unknown: Mask::MAX,
             unasked: 0,
+            alone: 0,
         };
         for (dimension, value) in values {
-            let table = &self.tables[*dimension as usize];
-            answers.classes[*dimension as usize] = match value {
-                Sample::Narrow(key) => table.narrow.class(*key),
-                Sample::Wide(key) => table.wide.class(*key),
+            let table = &self.tables[dimension as usize];
+            answers.classes[dimension as usize] = match value {
+                Sample::Class(class, alone) => {
+                    answers.alone |= if alone { dimension.mask() } else { 0 };
+                    class
+                }
+                Sample::Narrow(key) => table.narrow.class(key),
+                Sample::Wide(key) => table.wide.class(key),
                 Sample::Unknown => table.unknown,
             };
-            if *value != Sample::Unknown {
+            if value != Sample::Unknown {
                 answers.unknown &= !dimension.mask();
             }
         }
@@ -575,12 +609,6 @@ impl Group {
     }
 }
 
-fn dimensions(mut mask: Mask) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let dimension = mask.trailing_zeros() as usize;
-        (mask != 0).then(|| {
-            mask &= mask - 1;
-            dimension
-        })
-    })
+fn dimensions(mask: Mask) -> impl Iterator<Item = usize> {
+    set_bits(mask.into())
 }

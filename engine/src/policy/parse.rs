@@ -12,8 +12,8 @@ mod words;
 use super::diagnostic::{Findings, Site, SourceId, Span, code, nearest, quoted};
 use super::item;
 use super::rule::{
-    Action, Expect, ExpectDestination, Line, Operator, Resolve, ResolveItem, Route, Rule, Set,
-    SetBody, SetItem, Spanned, Statement, Using,
+    Action, Clause, Expect, ExpectDestination, Line, Operator, Resolve, ResolveItem, Route, Rule,
+    Set, SetBody, SetItem, Spanned, Statement, Using,
 };
 use super::text::{self, Lexer, Token, TokenKind, TokenLine};
 use super::{AssumedSource, Verdict};
@@ -65,19 +65,31 @@ pub(super) const OTHERS: [&str; 13] = [
 const NONE: &str = "none";
 
 fn is_reserved(word: &str) -> bool {
-    word == NONE || STATEMENTS.contains(&word) || CLAUSES.contains(&word) || OTHERS.contains(&word)
+    begins_as_words_do(word)
+        && (word == NONE
+            || STATEMENTS.contains(&word)
+            || CLAUSES.contains(&word)
+            || OTHERS.contains(&word))
+}
+
+/// Whether the first letter could be that of a word of the language; an address's is not.
+fn begins_as_words_do(word: &str) -> bool {
+    word.starts_with(|first: char| first.is_ascii_lowercase())
 }
 
 /// A word that ends a list, because something else begins with it.
 fn ends_list(word: &str) -> bool {
-    CLAUSES.contains(&word)
-        || matches!(word, "within" | "else" | "using" | "and" | "or" | "private" | "not")
+    begins_as_words_do(word)
+        && (CLAUSES.contains(&word)
+            || matches!(word, "within" | "else" | "using" | "and" | "or" | "private" | "not"))
 }
 
 /// What one file says.
 #[derive(Debug, Default)]
 pub(super) struct File {
     pub(super) statements: Vec<Statement>,
+    /// The clauses of all rules and routes, one statement's behind the other's.
+    pub(super) clauses: Vec<Spanned<Clause>>,
     /// Whether the file is in a format that was read at all.
     pub(super) understood: bool,
     /// A `default` was there, right or wrong.
@@ -131,6 +143,10 @@ pub(super) fn parse(text: &str, source: SourceId, findings: &mut Findings) -> Fi
     }
     file
 }
+
+/// Which of [`CLAUSES`] a statement had already, a bit each.
+#[derive(Debug, Default)]
+struct Seen(u16);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Context {
@@ -249,7 +265,7 @@ impl<'t> Parser<'t, '_> {
             self.at += 1;
             self.set_file()
         } else if named {
-            SetBody::Items(self.list("a set", Self::set_item).items)
+            SetBody::Items(self.list("a set", Self::set_item).items.into_vec())
         } else {
             SetBody::Items(Vec::new())
         };
@@ -305,7 +321,7 @@ impl<'t> Parser<'t, '_> {
     }
 
     fn rule(&mut self, token: Token, verdict: Verdict, context: Context) {
-        let clauses = self.clauses(context, &mut Vec::new());
+        let clauses = self.clauses(context, &mut Seen::default());
         let action = Spanned { value: Action::Verdict(verdict), span: token.span };
         let line = self.line;
         self.finish("a rule is a verdict and clauses");
@@ -314,7 +330,7 @@ impl<'t> Parser<'t, '_> {
 
     fn ask(&mut self, token: Token) {
         const FORM: &str = "as in `ask to 192.0.2.1 within 2s else block`";
-        let clauses = self.clauses(Context::Ask, &mut Vec::new());
+        let clauses = self.clauses(Context::Ask, &mut Seen::default());
         let mut within_ms = 0;
         let mut otherwise = Verdict::Block;
         if self.take("within") {
@@ -339,7 +355,7 @@ impl<'t> Parser<'t, '_> {
 
     fn route(&mut self, token: Token) {
         const FORM: &str = "as in `route to 10.0.0.0/8 via direct`";
-        let mut seen = Vec::new();
+        let mut seen = Seen::default();
         let mut clauses = self.clauses(Context::Route, &mut seen);
         let mut via: Option<Vec<_>> = None;
         while let Some(token) = self.peek() {
@@ -350,11 +366,11 @@ impl<'t> Parser<'t, '_> {
                 self.repeated(token, "via");
             }
             let before = self.at;
-            via = Some(self.list("via", Self::list_name).items);
+            via = Some(self.list("via", Self::list_name).items.into_vec());
             let commas = self.tokens[before..self.at].iter();
             let commas = commas.filter(|token| token.kind == TokenKind::Comma);
             self.file.kept_commas.extend(commas.map(|token| token.span));
-            clauses.extend(self.clauses(Context::Route, &mut seen));
+            clauses.end = self.clauses(Context::Route, &mut seen).end;
         }
         if via.is_none() {
             self.missing("`via` and a way out", FORM);
@@ -367,7 +383,7 @@ impl<'t> Parser<'t, '_> {
 
     fn resolve(&mut self, token: Token) {
         const FORM: &str = "as in `resolve *.corp.example using corp else upstream`";
-        let names = self.list("resolve", Self::resolve_item).items;
+        let names = self.list("resolve", Self::resolve_item).items.into_vec();
         let mut using = Using::Resolvers { operator: None, names: Vec::new() };
         if self.take("using") {
             using = self.using(FORM);

@@ -285,7 +285,7 @@ proptest! {
         let read = |text: &str| {
             let mut findings = Findings::new();
             let file = parse::parse(text, SourceId(0), &mut findings);
-            (file.statements, findings.has_errors())
+            (file.statements, file.clauses, findings.has_errors())
         };
         let form = |text: &str| format(&Source { name: "p".into(), text: text.into() });
         let once = form(&noisy).expect("a good policy");

@@ -23,7 +23,8 @@ pub(super) fn judge(file: &File, facts: &Facts) -> (Verdict, Option<usize>) {
         Some(rule)
     });
     for (at, rule) in rules.enumerate() {
-        if rule.clauses.iter().all(|clause| holds(file, &clause.value, facts)) {
+        let clauses = &file.clauses[rule.clauses.clone()];
+        if clauses.iter().all(|clause| holds(file, &clause.value, facts)) {
             let Action::Verdict(verdict) = rule.action.value else { panic!("ask") };
             return (verdict, Some(at));
         }

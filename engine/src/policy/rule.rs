@@ -4,8 +4,10 @@
 //! so that a refusal points at its place and `fmt` works on any valid text.
 
 use std::net::IpAddr;
+use std::ops::Range;
 
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 use super::diagnostic::Span;
 use super::{AssumedSource, Verdict};
@@ -28,8 +30,11 @@ impl<T: PartialEq> PartialEq for Spanned<T> {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct List<T> {
     pub(super) not: bool,
-    pub(super) items: Vec<Spanned<T>>,
+    pub(super) items: Items<T>,
 }
+
+/// Most lists have one item, which stands in the list itself.
+pub(super) type Items<T> = SmallVec<[Spanned<T>; 1]>;
 
 pub(super) type Name = Box<str>;
 
@@ -73,14 +78,16 @@ pub(super) struct Domain {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Rule {
     pub(super) action: Spanned<Action>,
-    pub(super) clauses: Vec<Spanned<Clause>>,
+    /// Its part of the file's clauses.
+    pub(super) clauses: Range<usize>,
     pub(super) line: Line,
 }
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Route {
     pub(super) word: Spanned<()>,
-    pub(super) clauses: Vec<Spanned<Clause>>,
+    /// Its part of the file's clauses.
+    pub(super) clauses: Range<usize>,
     pub(super) via: Vec<Spanned<Name>>,
     pub(super) line: Line,
 }

@@ -7,6 +7,7 @@
 use std::rc::Rc;
 
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 use super::diagnostic::{Findings, Site, SourceId, Span, code, quoted};
 use super::item;
@@ -46,8 +47,8 @@ impl Key for u128 {
 /// Both ends belong to an interval.
 pub(super) type Interval<K> = (K, K);
 
-/// Sorts, and joins what overlaps or touches.
-pub(super) fn normalise<K: Key>(intervals: &mut Vec<Interval<K>>) {
+/// Sorts, and joins what overlaps or touches; gives how many are left, which stand first.
+fn joined<K: Key>(intervals: &mut [Interval<K>]) -> usize {
     intervals.sort_unstable();
     let mut kept = 0;
     for at in 0..intervals.len() {
@@ -64,8 +65,7 @@ pub(super) fn normalise<K: Key>(intervals: &mut Vec<Interval<K>>) {
             kept += 1;
         }
     }
-    intervals.truncate(kept);
-    intervals.shrink_to_fit();
+    kept
 }
 
 /// Whether every key of `inner` is in `outer`; both normalised.
@@ -98,7 +98,8 @@ pub(super) fn gap<K: Key>(intervals: &[Interval<K>]) -> Option<K> {
 /// for what is unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Members {
-    pub(super) narrow: Vec<Interval<u32>>,
+    /// Most lists are one address or port, which stands in the list itself.
+    pub(super) narrow: SmallVec<[Interval<u32>; 1]>,
     pub(super) wide: Vec<Interval<u128>>,
     pub(super) unknown: bool,
 }
@@ -106,7 +107,7 @@ pub(super) struct Members {
 impl Members {
     /// Every address of both families.
     pub(super) fn all_addresses() -> Self {
-        Self { narrow: vec![(0, u32::MAX)], wide: vec![(0, u128::MAX)], unknown: false }
+        Self { narrow: [(0, u32::MAX)].into(), wide: vec![(0, u128::MAX)], unknown: false }
     }
 
     pub(super) fn add_prefix(&mut self, prefix: IpNet) {
@@ -123,8 +124,12 @@ impl Members {
     }
 
     pub(super) fn normalise(&mut self) {
-        normalise(&mut self.narrow);
-        normalise(&mut self.wide);
+        let kept = joined(&mut self.narrow);
+        self.narrow.truncate(kept);
+        self.narrow.shrink_to_fit();
+        let kept = joined(&mut self.wide);
+        self.wide.truncate(kept);
+        self.wide.shrink_to_fit();
     }
 
     pub(super) fn contains(&self, inner: &Self) -> bool {
@@ -139,6 +144,36 @@ impl Members {
 
     pub(super) fn len(&self) -> usize {
         self.narrow.len() + self.wide.len()
+    }
+}
+
+/// A list of a rule by what it was written with, so that large sets are not compared.
+#[derive(Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct UnitKey {
+    /// Numbers of sets.
+    pub(super) sets: SmallVec<[u32; 4]>,
+    pub(super) own: Members,
+}
+
+impl UnitKey {
+    pub(super) fn normalise(&mut self) {
+        self.own.normalise();
+        self.sets.sort_unstable();
+        self.sets.dedup();
+    }
+}
+
+/// A list of a rule.
+#[derive(Debug)]
+pub(super) struct Unit {
+    pub(super) key: UnitKey,
+    /// What it stands for, where it is more than its own members.
+    pub(super) sets: Option<Rc<Members>>,
+}
+
+impl Unit {
+    pub(super) fn members(&self) -> &Members {
+        self.sets.as_deref().unwrap_or(&self.key.own)
     }
 }
 
@@ -253,7 +288,8 @@ mod tests {
             ("to the end", vec![(9, u32::MAX), (u32::MAX, u32::MAX)], vec![(9, u32::MAX)]),
         ] {
             let mut intervals: Vec<Interval<u32>> = given;
-            normalise(&mut intervals);
+            let kept = joined(&mut intervals);
+            intervals.truncate(kept);
             assert_eq!(intervals, want, "{name}");
         }
         let outer: [Interval<u32>; 2] = [(1, 5), (10, 20)];

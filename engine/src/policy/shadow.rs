@@ -8,14 +8,12 @@
 //! The check never warns wrongly. It misses a rule that only several earlier ones
 //! together cover, and gives up where it would become slow: see the limits below.
 
-use std::rc::Rc;
-
 use hashbrown::HashMap;
 
-use super::compile::RuleEntry;
+use super::compile::Ruleset;
 use super::diagnostic::{Findings, code, quoted};
-use super::index::{DIMENSIONS, Dimension, Index, Row, Sample, Term};
-use super::set::{Members, gap};
+use super::index::{Answers, DIMENSIONS, Dimension, Row, Sample, Samples, Term};
+use super::set::{Members, Unit, gap};
 
 /// Earlier rules that are compared with one rule. In a policy where more hold for one
 /// flow, the first ones in the index's order are looked at.
@@ -25,17 +23,18 @@ const CANDIDATES: usize = 64;
 /// only if it is the same list.
 const INTERVALS: usize = 65_536;
 
-type Units = [Vec<Rc<Members>>; DIMENSIONS];
+type Units = [Vec<Unit>; DIMENSIONS];
 
 /// Warns of every rule that can never match.
 pub(super) fn warn(
-    index: &Index,
-    rules: &[RuleEntry],
+    ruleset: &Ruleset,
     rows: &[Row],
     units: &Units,
+    samples: &Samples,
     what: &str,
     findings: &mut Findings,
 ) {
+    let rules = &ruleset.rules;
     let mut first_row = vec![0; rules.len() + 1];
     for row in rows {
         first_row[row.rule as usize + 1] += 1;
@@ -43,7 +42,15 @@ pub(super) fn warn(
     for rule in 0..rules.len() {
         first_row[rule + 1] += first_row[rule];
     }
-    let mut check = Check { index, rows, units, first_row, covered: HashMap::default() };
+    let mut check = Check {
+        ruleset,
+        rows,
+        units,
+        samples,
+        first_row,
+        candidates: Vec::new(),
+        covered: HashMap::default(),
+    };
     for (at, rule) in rules.iter().enumerate() {
         match check.rule(at) {
             Found::Nothing => {}
@@ -58,7 +65,7 @@ pub(super) fn warn(
             }
             Found::Shadow(earlier) => {
                 let earlier = &rules[earlier];
-                let first = quoted(&earlier.name);
+                let first = quoted(ruleset.name(earlier));
                 findings
                     .warning(
                         code::SHADOWED,
@@ -80,10 +87,13 @@ enum Found {
 }
 
 struct Check<'c> {
-    index: &'c Index,
+    ruleset: &'c Ruleset,
     rows: &'c [Row],
     units: &'c Units,
+    samples: &'c Samples,
     first_row: Vec<usize>,
+    /// Of one rule; used again for the next.
+    candidates: Vec<usize>,
     /// Comparisons of large lists that were made: the lists are often the same few.
     covered: HashMap<(Dimension, u32, u32), bool, foldhash::fast::FixedState>,
 }
@@ -91,58 +101,62 @@ struct Check<'c> {
 impl<'c> Check<'c> {
     fn rule(&mut self, rule: usize) -> Found {
         let rows = self.rows_of(rule);
-        let mut samples = Vec::new();
+        let mut answers = None;
         for row in rows {
-            let Some(sample) = self.sample(row) else {
+            let Some(sampled) = self.sample(row) else {
                 return Found::Empty;
             };
-            samples.push((row, sample));
+            answers.get_or_insert(sampled);
         }
-        let Some((row, sample)) = samples.first() else {
+        let Some(answers) = answers else {
             return Found::Nothing;
         };
-        let answers = self.index.sample(row.protocol, sample);
-        let mut candidates = Vec::new();
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.clear();
         let limit = u32::try_from(rule).unwrap_or(u32::MAX);
-        self.index.matching(&answers, limit, |candidate| {
+        self.ruleset.index.matching(&answers, limit, |candidate| {
             candidates.push(candidate as usize);
             candidates.len() < CANDIDATES
         });
         candidates.sort_unstable();
         candidates.dedup();
-        for candidate in candidates {
-            let earlier = self.rows_of(candidate);
-            if rows.iter().all(|row| earlier.iter().any(|earlier| self.covers(earlier, row))) {
-                return Found::Shadow(candidate);
-            }
-        }
-        Found::Nothing
+        let covered = |earlier: &usize| {
+            let earlier = self.rows_of(*earlier);
+            rows.iter().all(|row| earlier.iter().any(|earlier| self.covers(earlier, row)))
+        };
+        let found = candidates.iter().copied().find(covered);
+        self.candidates = candidates;
+        found.map_or(Found::Nothing, Found::Shadow)
     }
 
     fn rows_of(&self, rule: usize) -> &'c [Row] {
         &self.rows[self.first_row[rule]..self.first_row[rule + 1]]
     }
 
-    /// A value for each list of a row; `None` where a list holds for nothing.
-    fn sample(&self, row: &Row) -> Option<Vec<(Dimension, Sample)>> {
-        let value = |term: &Term| {
-            let members = self.members(term);
-            let value = if term.not {
-                gap(&members.narrow)
-                    .map(Sample::Narrow)
-                    .or_else(|| gap(&members.wide).map(Sample::Wide))?
-            } else if let Some((first, _)) = members.narrow.first() {
-                Sample::Narrow(*first)
-            } else if let Some((first, _)) = members.wide.first() {
-                Sample::Wide(*first)
-            } else if members.unknown {
-                Sample::Unknown
-            } else {
-                return None;
-            };
-            Some((term.dimension, value))
-        };
-        row.terms.iter().map(value).collect()
+    /// What holds for one flow of a row; `None` where a list holds for nothing.
+    fn sample(&self, row: &Row) -> Option<Answers> {
+        let mut empty = false;
+        let values = row.terms().filter_map(|term| {
+            let value = self.value(&term);
+            empty |= value.is_none();
+            Some((term.dimension, value?))
+        });
+        let answers = self.ruleset.index.sample(row.protocol, values);
+        (!empty).then_some(answers)
+    }
+
+    /// A value that a list holds for.
+    fn value(&self, term: &Term) -> Option<Sample> {
+        let members = self.members(term);
+        if term.not {
+            let narrow = gap(&members.narrow).map(Sample::Narrow);
+            narrow.or_else(|| gap(&members.wide).map(Sample::Wide))
+        } else if members.len() > 0 {
+            let (class, alone) = self.samples[term.dimension as usize][term.unit as usize];
+            Some(Sample::Class(class, alone))
+        } else {
+            members.unknown.then_some(Sample::Unknown)
+        }
     }
 
     /// Whether `earlier` holds for every flow that `later` holds for.
@@ -150,9 +164,8 @@ impl<'c> Check<'c> {
         if earlier.protocol.is_some() && earlier.protocol != later.protocol {
             return false;
         }
-        earlier.terms.iter().all(|wide| {
-            let narrow = later.terms.iter().find(|term| term.dimension == wide.dimension);
-            narrow.is_some_and(|narrow| self.term_covers(*wide, *narrow))
+        earlier.terms().all(|wide| {
+            later.term(wide.dimension).is_some_and(|narrow| self.term_covers(wide, narrow))
         })
     }
 
@@ -174,7 +187,7 @@ impl<'c> Check<'c> {
 
     fn contains(&mut self, dimension: Dimension, outer: u32, inner: u32) -> bool {
         let units = &self.units[dimension as usize];
-        let (wide, narrow) = (&units[outer as usize], &units[inner as usize]);
+        let (wide, narrow) = (units[outer as usize].members(), units[inner as usize].members());
         if narrow.len() > INTERVALS {
             return false;
         }
@@ -186,6 +199,6 @@ impl<'c> Check<'c> {
     }
 
     fn members(&self, term: &Term) -> &'c Members {
-        &self.units[term.dimension as usize][term.unit as usize]
+        self.units[term.dimension as usize][term.unit as usize].members()
     }
 }

@@ -3,6 +3,8 @@
 //! The daemon's files lie in a directory of the test's own, so daemons of tests side by side
 //! cannot meet; everything else it changes is the namespace's.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -99,6 +101,17 @@ impl Daemon {
             .collect()
     }
 
+    /// Asks for its status over the socket itself, without a process in between.
+    pub fn status(&self) -> Result<()> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        Ok(())
+    }
+
     /// Replaces its policy and reloads: what the verb said.
     pub fn reload(&self, policy: &str) -> Result<Finished> {
         self.files.write("policy.d/test.policy", policy)?;
@@ -115,14 +128,21 @@ impl Daemon {
         self.running.as_ref().context("the daemon was stopped")
     }
 
-    /// Ends it as a service manager would: what it left with.
+    /// Ends it as a service manager would: what it left with. Its counters must add up.
     pub fn stop(&mut self) -> Result<Finished> {
+        let status = self.json(&["status"])?;
+        super::counters::adds_up(status.first().context("a status")?)?;
         self.end(Signal::TERM)
     }
 
     /// Kills it: it puts nothing back.
     pub fn kill(&mut self) -> Result<Finished> {
         self.end(Signal::KILL)
+    }
+
+    /// Waits for it to end by itself.
+    pub fn ended(&mut self) -> Result<Finished> {
+        self.running.take().context("the daemon was stopped")?.wait()
     }
 
     fn end(&mut self, signal: Signal) -> Result<Finished> {

@@ -373,3 +373,135 @@ mod name {
         DeviceName::new(&name).ok_or_else(|| de::Error::custom("no device name"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Mark, SeenDevice};
+    use super::*;
+
+    fn seen(ipv6: Ipv6) -> Seen {
+        let device = |name, index| SeenDevice { name: DeviceName::new(name).unwrap(), index };
+        let settings = [
+            ("ipv4/conf/all/rp_filter", "0"),
+            ("ipv4/conf/default/rp_filter", "2"),
+            ("ipv4/conf/lo/rp_filter", "2"),
+            ("ipv4/conf/eth0/rp_filter", "1"),
+            ("ipv4/conf/all/src_valid_mark", "1"),
+            ("ipv4/tcp_fwmark_accept", "0"),
+        ];
+        let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let accepted = vec![("192.0.2.1:22".parse().unwrap(), "192.0.2.2:4000".parse().unwrap())];
+        let devices = vec![device("lo", 1), device("eth0", 2), device("t0", 7)];
+        Seen { devices, settings, ipv6, accepted }
+    }
+
+    /// A change in short.
+    fn short(change: &Change) -> String {
+        match change {
+            Change::Sysctl { key, value, before } => format!("{key} {before}>{value}"),
+            Change::NftTable { .. } => "nft".to_owned(),
+            Change::Accepted => "accepted".to_owned(),
+            Change::Link { device, ipv6, .. } => format!("link {} {ipv6}", device.index),
+            Change::Address { address, .. } => format!("address {address}"),
+            Change::Route { to, via, .. } => match via {
+                Via::Device { source, .. } => {
+                    format!("{to} tun {}", source.map_or("-".to_owned(), |a| a.to_string()))
+                }
+                Via::Unreachable => format!("{to} unreachable"),
+                Via::Throw => format!("{to} throw"),
+            },
+            Change::Rule(rule) => {
+                let takes = match rule.takes {
+                    Takes::All => "all",
+                    Takes::Marked { .. } => "marked",
+                    Takes::Unmarked { .. } => "unmarked",
+                    Takes::From(_) => "tun",
+                    Takes::Own => "own",
+                    Takes::Connection { .. } => "connection",
+                    Takes::OwnMarked { .. } => "about forwarded",
+                };
+                format!("{} {} {takes}", rule.family, rule.priority)
+            }
+        }
+    }
+
+    #[test]
+    fn changes_table() {
+        const SETTINGS: [&str; 5] = [
+            "ipv4/tcp_fwmark_accept 0>1",
+            "ipv4/conf/default/rp_filter 2>0",
+            "ipv4/conf/eth0/rp_filter 1>0",
+            "nft",
+            "accepted",
+        ];
+        const V4_ALL: [&str; 4] = [
+            "224.0.0.0/4 throw",
+            "255.255.255.255/32 throw",
+            "0.0.0.0/0 unreachable",
+            "0.0.0.0/0 tun 198.18.0.1",
+        ];
+        const V6_ALL: [&str; 3] = ["fe80::/10 throw", "ff00::/8 throw", "::/0 unreachable"];
+        const V4_RULES: [&str; 5] = [
+            "IPv4 101 all",
+            "IPv4 99 tun",
+            "IPv4 99 connection",
+            "IPv4 99 about forwarded",
+            "IPv4 100 unmarked",
+        ];
+        const V6_RULES: [&str; 4] =
+            ["IPv6 101 all", "IPv6 99 tun", "IPv6 99 about forwarded", "IPv6 100 unmarked"];
+        let all = Plan {
+            addresses: vec!["198.18.0.1/32".parse().unwrap(), "2001:2::1/128".parse().unwrap()],
+            capture: Capture::All,
+            ..Plan::new(DeviceName::new("t0").unwrap())
+        };
+        let v4 = Capture::Prefixes(vec!["203.0.113.9/24".parse().unwrap()]);
+        let one_bit = Mark { value: 1, mask: 1 };
+        #[rustfmt::skip]
+        let cases: [(&str, Plan, Ipv6, Vec<&[&str]>); 7] = [
+            ("all", all.clone(), Ipv6::Usable, vec![
+                &SETTINGS, &["link 7 true", "address 198.18.0.1/32", "address 2001:2::1/128"],
+                &V4_ALL, &V6_ALL, &["::/0 tun 2001:2::1"], &V4_RULES, &V6_RULES,
+            ]),
+            ("all, IPv6 disabled", all.clone(), Ipv6::Disabled, vec![
+                &SETTINGS, &["link 7 false", "address 198.18.0.1/32"],
+                &V4_ALL, &V6_ALL, &V4_RULES, &V6_RULES,
+            ]),
+            ("all, no IPv6", all.clone(), Ipv6::Absent, vec![
+                &SETTINGS, &["link 7 false", "address 198.18.0.1/32"], &V4_ALL, &V4_RULES,
+            ]),
+            ("own only", Plan { forward: false, ..all.clone() }, Ipv6::Absent, vec![
+                &SETTINGS, &["link 7 false", "address 198.18.0.1/32"], &V4_ALL,
+                &["IPv4 101 all", "IPv4 99 tun", "IPv4 99 connection", "IPv4 99 marked", "IPv4 100 own"],
+            ]),
+            ("a mark of one bit", Plan { mark: one_bit, ..all.clone() }, Ipv6::Absent, vec![
+                &SETTINGS, &["link 7 false", "address 198.18.0.1/32"], &V4_ALL,
+                &["IPv4 101 all", "IPv4 99 tun", "IPv4 99 connection", "IPv4 100 unmarked"],
+            ]),
+            ("a prefix of IPv4", Plan { capture: v4, ..all.clone() }, Ipv6::Usable, vec![
+                &SETTINGS, &["link 7 true", "address 198.18.0.1/32", "address 2001:2::1/128"],
+                &["203.0.113.0/24 unreachable", "203.0.113.0/24 tun 198.18.0.1"], &V4_RULES,
+            ]),
+            ("nothing", Plan { capture: Capture::Nothing, ..all }, Ipv6::Usable, vec![
+                &["link 7 true", "address 198.18.0.1/32", "address 2001:2::1/128"],
+            ]),
+        ];
+        for (name, plan, ipv6, expected) in cases {
+            let changes: Vec<String> = changes(&plan, &seen(ipv6)).iter().map(short).collect();
+            assert_eq!(changes, expected.concat(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_change_is_the_same_after_the_journal() {
+        let plan = Plan {
+            addresses: vec!["198.18.0.1/32".parse().unwrap()],
+            capture: Capture::All,
+            ..Plan::new(DeviceName::new("t0").unwrap())
+        };
+        for change in changes(&plan, &seen(Ipv6::Usable)) {
+            let line = serde_json::to_string(&change).unwrap();
+            assert_eq!(serde_json::from_str::<Change>(&line).unwrap(), change, "{line}");
+        }
+    }
+}

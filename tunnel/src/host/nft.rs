@@ -296,3 +296,21 @@ const CHECKED: &str = "meta nfproto ipv4 fib daddr type { local, unicast }";
 const ASKED_SECONDS: u32 = 120;
 /// Clients that are remembered. Beyond, an answer of a wildcard socket goes into the TUN.
 const ASKED: u32 = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pattern_table() {
+        #[rustfmt::skip]
+        let cases = [
+            ("eth0", true), ("br-*", true), ("eth0.5", true), ("wg@x", true),
+            ("", false), ("*", false), ("a*b", false), ("a\"", false), ("a b", false),
+            ("a\\", false), ("sixteen-letters!", false),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(is_pattern(name), expected, "{name}");
+        }
+    }
+}

@@ -1,14 +1,16 @@
 //! One rule into rows.
 
+use std::fmt::Write;
+
 use super::super::Verdict;
 use super::super::diagnostic::{Site, SourceId, code, nearest, quoted};
 use super::super::index::{Dimension, Row, Term};
 use super::super::rule::{
     AddressItem, Clause, Domain, EgressItem, Line, List, Name, Spanned, UserItem,
 };
-use super::super::set::Members;
+use super::super::set::{Members, UnitKey};
 use super::super::{item, parse};
-use super::units::{UnitKey, own};
+use super::units::own;
 use super::{ClauseEntry, Compiler, Lowered, RuleEntry, Test, not_yet, unknown_user, way_out};
 
 impl Compiler<'_> {
@@ -23,14 +25,15 @@ impl Compiler<'_> {
         let rule = u32::try_from(lowered.rules.len()).unwrap_or(u32::MAX);
         let position = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
         let first_clause = position(lowered.clauses.len());
-        let mut name = None;
-        let mut row = Row { rule, protocol: None, terms: Vec::with_capacity(clauses.len()) };
+        let mut id: Option<&str> = None;
+        let mut row = Row::new(rule);
         // The list over two dimensions, if it is not negated: one row for each.
         let mut either: Option<[Term; 2]> = None;
         for clause in clauses {
             let test = match &clause.value {
-                Clause::Id(id) => {
-                    name = self.id(Site { source, span: id.span }, &id.value);
+                Clause::Id(name) => {
+                    let new = self.id(Site { source, span: name.span }, &name.value);
+                    id = new.then_some(&name.value);
                     continue;
                 }
                 Clause::Protocol(protocol) => {
@@ -52,8 +55,8 @@ impl Compiler<'_> {
                     let dimensions = terms.iter().fold(0, |mask, t| mask | t.dimension.mask());
                     match <[Term; 2]>::try_from(terms) {
                         Ok(both) if !list.not => either = Some(both),
-                        Ok(both) => row.terms.extend(both),
-                        Err(one) => row.terms.extend(one),
+                        Ok(both) => both.into_iter().for_each(|term| row.add(term)),
+                        Err(one) => one.into_iter().for_each(|term| row.add(term)),
                     }
                     Test::Lists { dimensions, not: list.not }
                 }
@@ -67,7 +70,7 @@ impl Compiler<'_> {
                 | Clause::Cgroup(_)
                 | Clause::Protected => match self.list(source, clause, lowered) {
                     Some(term) => {
-                        row.terms.push(term);
+                        row.add(term);
                         Test::Lists { dimensions: term.dimension.mask(), not: term.not }
                     }
                     None => Test::Always,
@@ -78,19 +81,24 @@ impl Compiler<'_> {
         match either {
             Some(both) => {
                 for term in both {
-                    let mut terms = row.terms.clone();
-                    terms.push(term);
-                    lowered.rows.push(Row { rule, protocol: row.protocol, terms });
+                    let mut row = row;
+                    row.add(term);
+                    lowered.rows.push(row);
                 }
             }
             None => lowered.rows.push(row),
         }
-        let name = name.unwrap_or_else(|| {
-            format!("{}:{}", self.sources.name(source), line.number).into_boxed_str()
-        });
+        let name = lowered.names.len();
+        match id {
+            Some(id) => lowered.names.push_str(id),
+            // A string takes all that is written.
+            None => {
+                let _ = write!(lowered.names, "{}:{}", self.sources.name(source), line.number);
+            }
+        }
         lowered.rules.push(RuleEntry {
             verdict,
-            name,
+            name: name..lowered.names.len(),
             site: Site { source, span: line.span },
             line: line.number,
             clauses: first_clause..position(lowered.clauses.len()),
@@ -236,7 +244,7 @@ impl Compiler<'_> {
     }
 
     /// The set of this name, used in `clause`.
-    pub(super) fn set(&mut self, clause: &str, site: Site, name: &str) -> Option<usize> {
+    pub(super) fn set(&mut self, clause: &str, site: Site, name: &str) -> Option<u32> {
         let Some(at) = self.set_names.get(name).copied() else {
             if self.all_sets_known {
                 let near = nearest(name, self.set_names.keys().map(|name| &**name));
@@ -250,7 +258,7 @@ impl Compiler<'_> {
             }
             return None;
         };
-        let set = &mut self.sets[at];
+        let set = &mut self.sets[at as usize];
         set.used = true;
         if clause != "to" {
             if set.is_only_domains() {
@@ -303,16 +311,17 @@ impl Compiler<'_> {
         uid
     }
 
-    pub(super) fn id(&mut self, site: Site, id: &Name) -> Option<Name> {
+    /// Whether no rule before has this id.
+    pub(super) fn id(&mut self, site: Site, id: &Name) -> bool {
         if let Some(first) = self.ids.get(id) {
             self.findings
                 .error(code::DUPLICATE_ID, site, format!("a second `id` {}", quoted(id)))
                 .related(*first, "the first one")
                 .help("an id names one rule over all files");
-            return None;
+            return false;
         }
         self.ids.insert(id.clone(), site);
-        Some(id.clone())
+        true
     }
 
     pub(super) fn way_out(&mut self, site: Site, name: &str) {

@@ -1,11 +1,16 @@
 //! The lists of a policy: each different one once, and numbers for names.
 
+use std::hash::BuildHasher;
 use std::rc::Rc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
 use super::super::index::Dimension;
 use super::super::parse::File;
-use super::super::rule::{CgroupItem, Clause, List, Name, Statement};
-use super::super::set::{Members, ResolvedSet};
+use super::super::rule::{CgroupItem, Clause, List, Name};
+use super::super::set::{Members, ResolvedSet, Unit, UnitKey};
 use super::{Lowered, Map};
 use crate::DeviceName;
 
@@ -21,15 +26,9 @@ pub(super) struct Names {
 /// The lists of a dimension, equal ones once.
 #[derive(Debug, Default)]
 pub(super) struct Units {
-    pub(super) members: Vec<Rc<Members>>,
-    pub(super) known: Map<UnitKey, u32>,
-}
-
-/// A list by what it was written with, so that large sets are not compared.
-#[derive(Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct UnitKey {
-    pub(super) sets: Vec<usize>,
-    pub(super) own: Members,
+    pub(super) list: Vec<Unit>,
+    /// The hash of each list's key, and where the list is.
+    known: HashTable<(u64, u32)>,
 }
 
 impl Names {
@@ -40,17 +39,8 @@ impl Names {
 
     /// Numbers all paths so that what lies below a path is an interval.
     pub(super) fn collect_cgroups(&mut self, files: &[File]) {
-        let statements = files.iter().flat_map(|file| &file.statements);
-        let clauses = statements.flat_map(|statement| match statement {
-            Statement::Rule(rule) => &rule.clauses[..],
-            Statement::Route(route) => &route.clauses[..],
-            Statement::Set(_)
-            | Statement::Resolve(_)
-            | Statement::Default(_)
-            | Statement::Expect(_) => &[],
-        });
         let mut paths: Vec<&Name> = Vec::new();
-        for clause in clauses {
+        for clause in files.iter().flat_map(|file| &file.clauses) {
             let Clause::Cgroup(list) = &clause.value else {
                 continue;
             };
@@ -98,17 +88,9 @@ fn is_below(above: &str, path: &str) -> bool {
     path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-impl UnitKey {
-    pub(super) fn normalise(&mut self) {
-        self.own.normalise();
-        self.sets.sort_unstable();
-        self.sets.dedup();
-    }
-}
-
 /// A list without sets.
 pub(super) fn own(members: Members) -> UnitKey {
-    let mut key = UnitKey { sets: Vec::new(), own: members };
+    let mut key = UnitKey { own: members, ..UnitKey::default() };
     key.normalise();
     key
 }
@@ -116,23 +98,31 @@ pub(super) fn own(members: Members) -> UnitKey {
 impl Lowered {
     /// The number of a list, the same for equal lists.
     pub(super) fn unit(&mut self, dimension: Dimension, key: UnitKey, sets: &[ResolvedSet]) -> u32 {
-        let units = &mut self.units[dimension as usize];
-        if let Some(unit) = units.known.get(&key) {
-            return *unit;
-        }
-        let members = match &key.sets[..] {
-            [] => Rc::new(key.own.clone()),
-            [one] if key.own == Members::default() => Rc::clone(&sets[*one].members),
-            several => {
-                let mut members = key.own.clone();
-                several.iter().for_each(|set| members.add(&sets[*set].members));
-                members.normalise();
-                Rc::new(members)
+        let Units { list, known } = &mut self.units[dimension as usize];
+        let hash = FixedState::default().hash_one(&key);
+        let same = |known: &(u64, u32)| known.0 == hash && list[known.1 as usize].key == key;
+        match known.entry(hash, same, |known| known.0) {
+            Entry::Occupied(known) => known.get().1,
+            Entry::Vacant(place) => {
+                let unit = u32::try_from(list.len()).unwrap_or(u32::MAX);
+                place.insert((hash, unit));
+                list.push(Unit { sets: union(&key, sets), key });
+                unit
             }
-        };
-        let unit = u32::try_from(units.members.len()).unwrap_or(u32::MAX);
-        units.members.push(members);
-        units.known.insert(key, unit);
-        unit
+        }
+    }
+}
+
+/// What a list stands for, where sets are in it.
+fn union(key: &UnitKey, sets: &[ResolvedSet]) -> Option<Rc<Members>> {
+    match &key.sets[..] {
+        [] => None,
+        [one] if key.own == Members::default() => Some(Rc::clone(&sets[*one as usize].members)),
+        several => {
+            let mut members = key.own.clone();
+            several.iter().for_each(|set| members.add(&sets[*set as usize].members));
+            members.normalise();
+            Some(Rc::new(members))
+        }
     }
 }

@@ -60,6 +60,17 @@ fn ones(count: usize) -> u64 {
     if count >= 64 { u64::MAX } else { (1 << count) - 1 }
 }
 
+/// The places of the bits that are set, lowest first.
+pub(super) fn set_bits(mut bits: u64) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let place = bits.trailing_zeros() as usize;
+        (bits != 0).then(|| {
+            bits &= bits - 1;
+            place
+        })
+    })
+}
+
 /// Rows of a chunk: a summary word of 64 words.
 pub(super) const CHUNK_ROWS: usize = 64 * 64;
 
@@ -132,21 +143,26 @@ impl Bits {
                 base.start += 1;
             }
             let mut dense = [0; 64];
+            let mut touched = 0;
             if base.start < base.end && self.entries[base.start as usize].chunk == chunk {
                 let entry = self.entries[base.start as usize];
-                for (word, place) in dense.iter_mut().enumerate() {
-                    *place = entry.word(&self.words, word as u32);
+                touched = entry.summary;
+                for (word, bits) in set_bits(touched).zip(&self.words[entry.first_word as usize..])
+                {
+                    dense[word] = *bits;
                 }
                 base.start += 1;
             }
             for row in rows {
-                dense[(row % CHUNK_ROWS as u32 / 64) as usize] ^= 1 << (row % 64);
+                let word = row % CHUNK_ROWS as u32 / 64;
+                touched |= 1 << word;
+                dense[word as usize] ^= 1 << (row % 64);
             }
             let first_word = position(self.words.len())?;
             let mut summary = 0;
-            for (word, bits) in dense.iter().enumerate().filter(|(_, bits)| **bits != 0) {
+            for word in set_bits(touched).filter(|word| dense[*word] != 0) {
                 summary |= 1 << word;
-                self.words.push(*bits);
+                self.words.push(dense[word]);
             }
             if summary != 0 {
                 self.entries.push(Entry { chunk, first_word, summary });

@@ -1,14 +1,57 @@
 //! From a value of one dimension to its class.
 
 use std::net::IpAddr;
-use std::rc::Rc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 
-use super::super::set::{Interval, Key, Members};
-use super::TooLarge;
+use super::super::set::{Interval, Key, Members, Unit};
 use super::bits::{Bits, ClassId, EMPTY};
+use super::{Dimension, Row, TooLarge};
+
+/// The places of the rows that each list of a dimension stands in, one list's behind
+/// the other's, in their order.
+#[derive(Debug)]
+pub(super) struct UnitRows {
+    places: Vec<u32>,
+    /// Where the part of each list ends.
+    ends: Vec<u32>,
+}
+
+impl UnitRows {
+    /// `places` are the numbers of rows and their places.
+    pub(super) fn new(
+        dimension: Dimension,
+        units: usize,
+        rows: &[Row],
+        places: &[(usize, u32)],
+    ) -> Self {
+        // Counted one list further on, summed up to where each begins, and moved on to
+        // where it ends by filling it.
+        let mut ends = vec![0; units + 1];
+        for term in rows.iter().filter_map(|row| row.term(dimension)) {
+            ends[term.unit as usize + 1] += 1;
+        }
+        for unit in 0..units {
+            ends[unit + 1] += ends[unit];
+        }
+        let mut sorted = vec![0; ends[units] as usize];
+        for (row, place) in places {
+            if let Some(term) = rows[*row].term(dimension) {
+                let next = &mut ends[term.unit as usize];
+                sorted[*next as usize] = *place;
+                *next += 1;
+            }
+        }
+        Self { places: sorted, ends }
+    }
+
+    fn of(&self, unit: u32) -> &[u32] {
+        let start = unit.checked_sub(1).map_or(0, |before| self.ends[before as usize]);
+        &self.places[start as usize..self.ends[unit as usize] as usize]
+    }
+}
 
 /// A dimension: from a value to a class.
 #[derive(Debug, Default)]
@@ -24,17 +67,23 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn build(units: &[Rc<Members>], rows: &[Vec<u32>]) -> Result<Self, TooLarge> {
+    /// With the class of the lowest value of each list, and whether it is one row's alone.
+    pub(super) fn build(
+        units: &[Unit],
+        rows: &UnitRows,
+    ) -> Result<(Self, Vec<(ClassId, bool)>), TooLarge> {
         let mut table = Self::default();
-        let mut seen = HashMap::default();
-        seen.insert(0, EMPTY);
+        let mut seen =
+            Seen { classes: HashMap::default(), lowest: vec![(EMPTY, false); units.len()] };
+        seen.classes.reserve(units.len());
+        seen.classes.insert(0, EMPTY);
         table.narrow = table.sweep(&mut seen, units, rows, |members| &members.narrow)?;
         table.wide = table.sweep(&mut seen, units, rows, |members| &members.wide)?;
         table.unknown = table.union(units, rows, |members| members.unknown)?;
         table.possible_narrow =
             table.union(units, rows, |members| !members.narrow.is_empty() || members.unknown)?;
         table.possible_wide = table.union(units, rows, |members| !members.wide.is_empty())?;
-        Ok(table)
+        Ok((table, seen.lowest))
     }
 
     /// Walks the ends of all lists in order and notes where the class changes. A class
@@ -42,23 +91,24 @@ impl Table {
     /// intervals costs two classes and no comparison of bit vectors.
     pub(super) fn sweep<K: Key>(
         &mut self,
-        seen: &mut HashMap<u128, ClassId, FixedState>,
-        units: &[Rc<Members>],
-        rows: &[Vec<u32>],
+        seen: &mut Seen,
+        units: &[Unit],
+        rows: &UnitRows,
         intervals: impl Fn(&Members) -> &[Interval<K>],
     ) -> Result<Map<K>, TooLarge> {
-        let count = units.iter().map(|unit| intervals(unit).len()).sum::<usize>();
+        let count = units.iter().map(|unit| intervals(unit.members()).len()).sum::<usize>();
         let mut ends: Vec<(K, u32)> = Vec::with_capacity(2 * count);
-        for (unit, members) in (0..).zip(units) {
-            for (first, last) in intervals(members) {
-                ends.push((*first, unit));
+        for (number, unit) in (0..).zip(units) {
+            for (first, last) in intervals(unit.members()) {
+                ends.push((*first, number));
                 // What reaches the last key never ends.
-                ends.extend(last.next().map(|end| (end, unit)));
+                ends.extend(last.next().map(|end| (end, number)));
             }
         }
         // Each list is sorted already, which a merging sort makes use of.
         ends.sort();
         let mut held = vec![false; units.len()];
+        let mut holding: usize = 0;
         let mut sum: u128 = 0;
         let mut class = EMPTY;
         let mut toggled: Vec<u32> = Vec::new();
@@ -68,20 +118,30 @@ impl Table {
                 let held = &mut held[*unit as usize];
                 *held = !*held;
                 let key = unit_key(*unit);
-                sum = if *held { sum.wrapping_add(key) } else { sum.wrapping_sub(key) };
+                if *held {
+                    holding += 1;
+                    sum = sum.wrapping_add(key);
+                } else {
+                    holding -= 1;
+                    sum = sum.wrapping_sub(key);
+                }
             }
-            class = match seen.get(&sum) {
-                Some(class) => *class,
-                None => {
+            class = match seen.classes.entry(sum) {
+                Entry::Occupied(class) => *class.get(),
+                Entry::Vacant(place) => {
                     toggled.clear();
                     for (_, unit) in ends {
-                        toggled.extend_from_slice(&rows[*unit as usize]);
+                        toggled.extend_from_slice(rows.of(*unit));
                     }
-                    let new = self.bits.toggled(class, &mut toggled)?;
-                    seen.insert(sum, new);
-                    new
+                    *place.insert(self.bits.toggled(class, &mut toggled)?)
                 }
             };
+            for (_, unit) in ends {
+                let lowest = &mut seen.lowest[*unit as usize];
+                if lowest.0 == EMPTY {
+                    *lowest = (class, holding == 1 && rows.of(*unit).len() == 1);
+                }
+            }
             map.push(ends[0].0, class);
         }
         map.finish();
@@ -90,16 +150,25 @@ impl Table {
 
     pub(super) fn union(
         &mut self,
-        units: &[Rc<Members>],
-        rows: &[Vec<u32>],
+        units: &[Unit],
+        rows: &UnitRows,
         of: impl Fn(&Members) -> bool,
     ) -> Result<ClassId, TooLarge> {
         let mut all: Vec<u32> = Vec::new();
-        for (_, rows) in units.iter().zip(rows).filter(|(members, _)| of(members)) {
-            all.extend_from_slice(rows);
+        for (number, _) in (0..).zip(units).filter(|(_, unit)| of(unit.members())) {
+            all.extend_from_slice(rows.of(number));
         }
         if all.is_empty() { Ok(EMPTY) } else { self.bits.toggled(EMPTY, &mut all) }
     }
+}
+
+/// What a sweep knows.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// The classes by the sum of the keys of their lists.
+    classes: HashMap<u128, ClassId, FixedState>,
+    /// For each list the class of its lowest value, and whether it is one row's alone.
+    lowest: Vec<(ClassId, bool)>,
 }
 
 /// A 128-bit key of a list; that two sets of lists have the same sum of keys does not

@@ -1,23 +1,21 @@
 //! Clauses of rules and routes.
 
+use std::ops::Range;
+
 use super::super::diagnostic::{code, nearest, quoted};
 use super::super::item;
 use super::super::rule::{
     AddressItem, AppItem, CgroupItem, Clause, EgressItem, List, Name, Ports, Spanned, UserItem,
 };
 use super::super::text::{Token, TokenKind};
-use super::{CLAUSES, Context, Parser, ends_list, one_of, protocol};
+use super::{CLAUSES, Context, Parser, Seen, ends_list, one_of, protocol};
 use crate::Protocol;
 
 impl Parser<'_, '_> {
     /// Clauses up to the end of the line or to what ends them in this context; `seen`
     /// holds their words, since each may stand once.
-    pub(super) fn clauses(
-        &mut self,
-        context: Context,
-        seen: &mut Vec<&'static str>,
-    ) -> Vec<Spanned<Clause>> {
-        let mut clauses: Vec<Spanned<Clause>> = Vec::new();
+    pub(super) fn clauses(&mut self, context: Context, seen: &mut Seen) -> Range<usize> {
+        let first = self.file.clauses.len();
         while let Some(token) = self.peek() {
             let word = self.bare().unwrap_or_default();
             let done = match context {
@@ -28,23 +26,26 @@ impl Parser<'_, '_> {
             if done {
                 break;
             }
-            let Some(known) = CLAUSES.into_iter().find(|clause| *clause == word) else {
+            let Some(nth) = CLAUSES.iter().position(|clause| *clause == word) else {
                 self.unknown_clause(token, context);
                 continue;
             };
+            let known = CLAUSES[nth];
             self.at += 1;
-            let key = if protocol(known).is_some() { "tcp" } else { known };
-            if seen.contains(&key) {
+            // One protocol is as good as another.
+            let bit = if protocol(known).is_some() { 1 } else { 1 << nth };
+            if seen.0 & bit != 0 {
                 self.repeated(token, word);
             }
-            seen.push(key);
+            seen.0 |= bit;
             self.allowed(token, known, context);
             if let Some(value) = self.clause(known) {
                 let last = self.tokens[self.at - 1].span;
-                clauses.push(Spanned { value, span: token.span.to(last) });
+                self.file.clauses.push(Spanned { value, span: token.span.to(last) });
             }
         }
-        self.ports_need_a_transport(&clauses);
+        let clauses = first..self.file.clauses.len();
+        self.ports_need_a_transport(clauses.clone());
         clauses
     }
 
@@ -90,7 +91,8 @@ impl Parser<'_, '_> {
         }
     }
 
-    pub(super) fn ports_need_a_transport(&mut self, clauses: &[Spanned<Clause>]) {
+    pub(super) fn ports_need_a_transport(&mut self, clauses: Range<usize>) {
+        let clauses = &self.file.clauses[clauses];
         let icmp = |c: &&Spanned<Clause>| c.value == Clause::Protocol(Protocol::Icmp);
         let port = |c: &&Spanned<Clause>| matches!(c.value, Clause::Port(_));
         let (Some(icmp), Some(port)) = (clauses.iter().find(icmp), clauses.iter().find(port))

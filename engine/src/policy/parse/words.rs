@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use super::super::Verdict;
 use super::super::diagnostic::{Site, Span, code, nearest, quoted};
 use super::super::item::{self, ItemError};
-use super::super::rule::{Domain, List, Name, Spanned};
+use super::super::rule::{Domain, Items, List, Name, Spanned};
 use super::super::text::{self, Token, TokenKind};
 use super::{Parser, ends_list, is_reserved, protocol};
 
@@ -19,7 +19,7 @@ impl<'t> Parser<'t, '_> {
         mut item: impl FnMut(&mut Self, Token) -> Option<T>,
     ) -> List<T> {
         let not = self.take("not");
-        let mut items = Vec::new();
+        let mut items = Items::new();
         let mut any = false;
         let mut comma: Option<Token> = None;
         while let Some(token) = self.peek() {

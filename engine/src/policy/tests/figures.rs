@@ -6,9 +6,30 @@ use super::*;
 #[test]
 #[ignore = "a measurement, not a test"]
 fn figures() {
-    for (rules, sets) in [(10, 0), (10_000, 0), (100_000, 0), (10, 1_000_000)] {
-        measure(rules, sets);
+    for (kind, rules, items) in [
+        (Kind::Mixed, 10, 0),
+        (Kind::Mixed, 10_000, 0),
+        (Kind::Mixed, 100_000, 0),
+        (Kind::Distinct, 100_000, 0),
+        (Kind::Few, 100_000, 0),
+        (Kind::Sets, 100_000, 0),
+        (Kind::Mixed, 10, 1_000_000),
+    ] {
+        measure(kind, rules, items);
     }
+}
+
+/// What the rules of a policy are like.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Clauses of all kinds, some prefixes wide.
+    Mixed,
+    /// Each rule an address and a port of its own.
+    Distinct,
+    /// A thousand prefixes and a thousand ports, over and over.
+    Few,
+    /// Two hundred sets of fifty addresses, over and over.
+    Sets,
 }
 
 /// Time that this thread ran: other work on the machine does not count.
@@ -18,7 +39,7 @@ fn cpu_time() -> std::time::Duration {
     std::time::Duration::from_nanos(ran.expect("nanoseconds"))
 }
 
-fn measure(rules: u32, items: u32) {
+fn measure(kind: Kind, rules: u32, items: u32) {
     let mut seed = 99_u64;
     let mut random = |below: u32| {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -42,14 +63,39 @@ fn measure(rules: u32, items: u32) {
         bench.files.insert("list.txt", list);
         text.push_str("set list = file \"list.txt\"\nblock to @list\nallow tcp from @list\n");
     }
+    if let Kind::Sets = kind {
+        for set in 0..200 {
+            text += &format!("set s{set} =");
+            (0..50).for_each(|_| {
+                text += &format!(" {}", address(random(1 << 16) << 16 | random(1 << 16)))
+            });
+            text.push('\n');
+        }
+    }
+    let mut few = || (0..1_000).map(|_| random(1 << 16)).collect::<Vec<_>>();
+    let (prefixes, ports) = (few(), few());
     for _ in 0..rules {
         let n = random(1 << 16) << 16 | random(1 << 16);
-        let clauses = match random(5) {
-            0 => format!("tcp to {}/24 port {}", address(n & !255), random(65_536)),
-            1 => format!("from {}/24 to {}", address(n & !255), address(random(u32::MAX))),
-            2 => format!("to {} port {} user {}", address(n), random(65_536), random(5_000)),
-            3 => format!("from {}", address(n)),
-            _ => format!("udp to {}/16 port {}", address(n & !0xffff), random(65_536)),
+        let clauses = match (kind, random(5)) {
+            (Kind::Distinct, _) => format!("tcp to {} port {}", address(n), random(65_536)),
+            (Kind::Few, _) => {
+                let prefix = address(prefixes[random(1_000) as usize] << 16);
+                format!("tcp to {prefix}/16 port {}", ports[random(1_000) as usize])
+            }
+            (Kind::Sets, _) => {
+                format!("tcp to @s{} from {} port {}", random(200), address(n), random(65_536))
+            }
+            (Kind::Mixed, 0) => format!("tcp to {}/24 port {}", address(n & !255), random(65_536)),
+            (Kind::Mixed, 1) => {
+                format!("from {}/24 to {}", address(n & !255), address(random(u32::MAX)))
+            }
+            (Kind::Mixed, 2) => {
+                format!("to {} port {} user {}", address(n), random(65_536), random(5_000))
+            }
+            (Kind::Mixed, 3) => format!("from {}", address(n)),
+            (Kind::Mixed, _) => {
+                format!("udp to {}/16 port {}", address(n & !0xffff), random(65_536))
+            }
         };
         text += &format!("block {clauses}\n");
     }
@@ -79,7 +125,7 @@ fn measure(rules: u32, items: u32) {
     }
     let judge = (cpu_time() - before) / flows.len() as u32;
     println!(
-        "{rules} rules, {items} items: load {load:?}, {} MB, judge {judge:?}, {} warnings, {decided:?}",
+        "{rules} rules {kind:?}, {items} items: load {load:?}, {} MB, judge {judge:?}, {} warnings, {decided:?}",
         (policy.rules.index.heap_bytes() + policy.routes.index.heap_bytes()) / 1_000_000,
         warnings.len(),
     );
