@@ -102,20 +102,19 @@ table inet {TABLE} {{
 
     // A chain stands before those that lead to it.
     let strict = ReversePath::Strict;
-    chain(
-        "source",
-        "",
-        &source_checks(plan, seen, &[(strict, " . iif"), (ReversePath::Loose, "")]),
-    );
-    chain(
-        "source_as_ours",
-        "",
-        &[
-            format!("meta mark set meta mark | {value:#010x}"),
-            "jump source".to_owned(),
-            format!("meta mark set meta mark & {rest:#010x}"),
-        ],
-    );
+    let checks = source_checks(plan, seen, &[(strict, " . iif"), (ReversePath::Loose, "")]);
+    if !checks.is_empty() {
+        chain("source", "", &checks);
+        chain(
+            "source_as_ours",
+            "",
+            &[
+                format!("meta mark set meta mark | {value:#010x}"),
+                "jump source".to_owned(),
+                format!("meta mark set meta mark & {rest:#010x}"),
+            ],
+        );
+    }
     chain("inbound", "", &[set_ct.clone(), set_meta.clone()]);
     let local = names(plan.local.iter().map(String::as_str));
     let mut first = vec![
@@ -156,9 +155,13 @@ table inet {TABLE} {{
             "meta mark {ours} ct direction original \
              update @asked4 {{ ip saddr . udp sport . udp dport : ip daddr }}"
         ),
-        format!("{CHECKED} meta mark {ours} jump source"),
-        format!("{CHECKED} meta mark & {mask:#010x} == 0 jump source_as_ours"),
     ]);
+    if !checks.is_empty() {
+        prerouting.extend([
+            format!("{CHECKED} meta mark {ours} jump source"),
+            format!("{CHECKED} meta mark & {mask:#010x} == 0 jump source_as_ours"),
+        ]);
+    }
     if let Some(forwarded) = plan.mark.forwarded().filter(|_| plan.forward) {
         prerouting.push(format!(
             "meta mark & {mask:#010x} == 0 meta mark set meta mark | {forwarded:#010x}"
@@ -173,16 +176,19 @@ table inet {TABLE} {{
         ));
     }
     chain("answer", "filter hook output priority raw", &answer);
-    chain(
-        "output",
-        "route hook output priority mangle",
-        &[
-            format!("ip saddr . tcp sport . ip daddr . tcp dport @accepted4 {set_meta}"),
-            format!("ip6 saddr . tcp sport . ip6 daddr . tcp dport @accepted6 {set_meta}"),
-            format!("meta mark {ours} {set_ct}"),
-            format!("ct mark {ours} {set_meta}"),
-        ],
-    );
+    // What is most, captured packets and our own, leaves first: this is run for each.
+    let mut output = vec![format!("meta mark {ours} {set_ct} accept")];
+    for (protocol, addresses) in ["ip", "ip6"].into_iter().zip(&own) {
+        if let Some(addresses) = list(addresses.iter()) {
+            output.push(format!("{protocol} saddr {addresses} accept"));
+        }
+    }
+    output.extend([
+        format!("ct mark {ours} {set_meta} accept"),
+        "ip saddr . tcp sport . ip daddr . tcp dport @accepted4 goto inbound".to_owned(),
+        "ip6 saddr . tcp sport . ip6 daddr . tcp dport @accepted6 goto inbound".to_owned(),
+    ]);
+    chain("output", "route hook output priority mangle", &output);
     chain(
         "postrouting",
         "nat hook postrouting priority srcnat - 1",
