@@ -4,7 +4,8 @@
 //! the same veth, so that what else the machine does falls on both. `cargo
 //! bench -p tests --bench throughput [WORD…]` runs the rows whose name holds
 //! one of the words; needs root. With `--run` behind the `--`, tunneld's side of
-//! each pair is a daemon that has captured the host, instead of `exec`.
+//! each pair is a daemon that has captured the host, instead of `exec`, and the host
+//! tracks connections on both sides of the pair.
 
 use std::fmt::Write as _;
 use std::net::UdpSocket;
@@ -21,6 +22,11 @@ use tests::lab::daemon::Daemon;
 use tests::lab::exec::{Exec, Executing, built_tunneld, tunneld};
 use tests::lab::process::Cost;
 use tests::lab::{Lab, Outcome, Running, Way, plan, process};
+
+const STATEFUL: &str = "table inet stateful {
+  chain input { type filter hook input priority filter; ct state established accept; }
+}
+";
 
 /// Pairs behind every median.
 const PAIRS: usize = 7;
@@ -137,6 +143,11 @@ impl Bench {
         // A far side with TIME-WAIT answers no second SYN from the same port for a while, and a
         // hundred thousand flows use all ports more than once.
         lab.server.sysctl("net/ipv4/tcp_max_tw_buckets", "0")?;
+        if daemon {
+            // As a host with any stateful firewall: conntrack sees the kernel's own path too.
+            let rules = lab.host.command("nft").args(["-f", "-"]).input(STATEFUL).run()?;
+            ensure!(rules.code() == 0, "{rules:?}");
+        }
         let iperf = lab
             .server
             .command("iperf3")
