@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::thread;
 
 use anyhow::Context;
+use rustix::io::Errno;
 use tracing::warn;
 use tunnel::driver::Handle;
 use tunnel::driver::request::Request;
@@ -30,17 +31,24 @@ pub(super) fn follow(shards: &[Handle]) -> anyhow::Result<()> {
 
 fn tell(watch: &Watch, shards: &[Handle]) {
     loop {
-        match watch.wait().and_then(|()| list()) {
+        // First of all: what has come since the shards were told, before there was a watch.
+        match list() {
             Ok(addresses) => {
                 for shard in shards {
                     // One that is busy is told with the next change; one that is gone needs none.
                     let _ = shard.ask(Request::Own(addresses.clone()));
                 }
             }
-            Err(errno) => {
-                warn!(code = "addresses-unwatched", "new addresses count as others': {errno}");
-                return;
-            }
+            // Changed too fast to be read: it is read again after the next change.
+            Err(Errno::AGAIN) => {}
+            Err(errno) => return warn_of(errno),
+        }
+        if let Err(errno) = watch.wait() {
+            return warn_of(errno);
         }
     }
+}
+
+fn warn_of(errno: Errno) {
+    warn!(code = "addresses-unwatched", "new addresses count as others': {errno}");
 }
