@@ -1,17 +1,18 @@
 //! `tunneld cleanup`: undoes what a dead daemon has left on the host.
 
 use clap::Args;
+use rustix::process::geteuid;
 use serde_json::json;
 use tunnel::host::Host;
 
 use crate::client::Target;
 use crate::diagnostics;
-use crate::error::code;
+use crate::error::{Refusal, code};
 use crate::run::{directory, refuse};
 
 /// Undo what a dead daemon has left on the host
 ///
-/// Exit: 0 done, 5 a daemon runs, or something could not be undone.
+/// Exit: 0 done, 4 not permitted, 5 a daemon runs, or something could not be undone.
 #[derive(Debug, Args)]
 pub(crate) struct CleanupArgs {
     #[command(flatten)]
@@ -19,6 +20,11 @@ pub(crate) struct CleanupArgs {
 }
 
 pub(crate) fn run(args: &CleanupArgs, json: bool) -> anyhow::Result<u8> {
+    if !geteuid().is_root() {
+        return Err(Refusal::new(code::NOT_PERMITTED, "cleanup: not permitted")
+            .help("root may")
+            .into());
+    }
     let socket = args.daemon.path()?;
     let (_host, undone) = Host::open(directory(&socket)).map_err(refuse)?;
     for change in &undone {

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::{self, JoinHandle};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
@@ -63,6 +63,8 @@ pub(crate) struct RunArgs {
 pub(crate) const CONFIG: &str = "/etc/tunneld/tunneld.toml";
 /// Reports that may wait for those who watch.
 const REPORTS: usize = 65_536;
+/// What the control socket is still at when the daemon ends.
+const GRACE: Duration = Duration::from_secs(1);
 /// Below as many cores one shard carries as much as two (`docs/performance.md`).
 const CORES_FOR_TWO: usize = 4;
 
@@ -73,11 +75,12 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
             .into());
     }
     let config = read_config(&args.config)?;
-    let policy = Arc::new(read_policy(&config)?);
+    // First of all: what a dead daemon left may keep this host from everything.
     let (mut host, undone) = Host::open(directory(&config.control.socket)).map_err(refuse)?;
     if !undone.is_empty() {
         info!(changes = undone.len(), "undid what an earlier daemon had left");
     }
+    let policy = Arc::new(read_policy(&config)?);
     let plan = plan(&config)?;
     host.refuse_foreign(&plan).map_err(refuse)?;
 
@@ -112,7 +115,10 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
     runtime.block_on(control::serve(listener, Arc::clone(&daemon), stop));
     notify(&[NotifyState::Stopping]);
     let ended = shards.end();
-    host.restore().map_err(refuse)?;
+    let restored = host.restore().map_err(refuse);
+    // A policy that is being read holds nobody up.
+    runtime.shutdown_timeout(GRACE);
+    restored?;
     ended?;
     Ok(code::DONE)
 }
@@ -136,14 +142,20 @@ impl Signals {
 
 /// Says that all is ready, and reloads when told, until a signal or the end of a shard ends the
 /// daemon: without a shard its part of the host's traffic would wait for nobody.
-async fn until_told(mut signals: Signals, daemon: &Daemon, ended: &mut UnboundedReceiver<usize>) {
+async fn until_told(
+    mut signals: Signals,
+    daemon: &Arc<Daemon>,
+    ended: &mut UnboundedReceiver<usize>,
+) {
     notify(&[NotifyState::Ready]);
     info!("ready");
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return,
             _ = signals.interrupt.recv() => return,
-            _ = signals.hang_up.recv() => reload(daemon).await,
+            _ = signals.hang_up.recv() => {
+                tokio::spawn(reload(Arc::clone(daemon)));
+            }
             Some(shard) = ended.recv() => {
                 error!(code = "shard-ended", shard, "a shard has ended, and so does the daemon");
                 return;
@@ -153,7 +165,7 @@ async fn until_told(mut signals: Signals, daemon: &Daemon, ended: &mut Unbounded
 }
 
 /// SIGHUP. What it says goes to the log; the verb says it to who asked.
-async fn reload(daemon: &Daemon) {
+async fn reload(daemon: Arc<Daemon>) {
     let now = NotifyState::monotonic_usec_now();
     notify(&[NotifyState::Reloading, now.unwrap_or(NotifyState::Ready)]);
     match daemon.reload().await {

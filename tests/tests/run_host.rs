@@ -305,6 +305,31 @@ fn what_hinders_a_start_is_one_line_and_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// What a dead daemon left is undone by a start that is refused for its policy, and by no
+/// cleanup of another host's.
+#[test]
+fn what_a_dead_daemon_left_is_found_by_who_can_undo_it() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let before = host_state::read(&lab.host)?;
+    let mut daemon = Daemon::start(&lab.host, ALLOW, "")?;
+    daemon.kill()?;
+    let elsewhere = lab
+        .server
+        .command(tests::lab::exec::built_tunneld()?)
+        .args(["cleanup", "--socket"])
+        .args([daemon.socket()])
+        .run()?;
+    ensure!(elsewhere.code() == 5 && elsewhere.stderr.contains("namespace"), "{elsewhere:?}");
+    daemon.files().write("policy.d/test.policy", "policy 1\nalow tcp\n")?;
+    let refused = daemon.program()?.run()?;
+    ensure!(refused.code() == 5, "{refused:?}");
+    let after = host_state::read(&lab.host)?;
+    ensure!(before == after, "left behind:\n{}", difference(&before, &after));
+    Ok(())
+}
+
 /// Interface numbers count on when a device is made anew.
 fn numberless(state: &str) -> String {
     state.lines().map(|line| line.trim_start_matches(|c: char| c.is_ascii_digit())).collect()

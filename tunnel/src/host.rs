@@ -20,12 +20,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::Pid;
 use rustix::thread::CapabilitySet;
@@ -131,7 +131,12 @@ impl Host {
     /// had applied is undone.
     pub fn apply(&mut self, changes: Vec<Change>) -> Result<(), HostError> {
         for change in changes {
-            self.note(&change)?;
+            if let Err(error) = self.note(&change) {
+                self.journal = None;
+                // Where something is left the journal's earlier lines say so to the next one.
+                undo_all(std::mem::take(&mut self.applied), &self.directory)?;
+                return Err(error);
+            }
             let Err(why) = do_it(&change) else {
                 self.applied.push(change);
                 continue;
@@ -197,7 +202,11 @@ fn undo_all(changes: Vec<Change>, directory: &Path) -> Result<Vec<Change>, HostE
 /// The one function that changes the host.
 fn do_it(change: &Change) -> Result<(), Refusal> {
     match change {
-        Change::Sysctl { key, value, .. } => sysctl::write(key, value)?,
+        Change::Sysctl { key, value, .. } => match sysctl::write(key, value) {
+            // A device's, which went since we looked: a container's that has ended.
+            Err(Errno::NOENT | Errno::NODEV) if key.contains("/conf/") => {}
+            other => other?,
+        },
         Change::NftTable { ruleset } => nft::apply(ruleset)?,
         Change::Accepted => {
             let elements = accepted::elements(&accepted::accepted()?);
@@ -293,14 +302,21 @@ fn lock(directory: &Path) -> Result<File, HostError> {
         HostError::Directory(directory.to_owned(), errno)
     };
     std::fs::DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(failed)?;
+    let others = std::fs::metadata(directory).map_err(failed)?.mode() & 0o022;
+    if others != 0 {
+        return Err(HostError::OpenDirectory(directory.to_owned()));
+    }
+    // Who may read a file may lock it.
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .mode(0o644)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(directory.join("lock"))
         .map_err(failed)?;
+    rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
     // Inherited by what this daemon starts: an `nft` that outlives a killed daemon by some
     // milliseconds still changes the host, and holds the lock as long.
     rustix::io::fcntl_setfd(&file, FdFlags::empty()).map_err(|errno| failed(errno.into()))?;

@@ -14,14 +14,16 @@ use axum::routing::{delete, get, post};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::connections::{Seat, Task};
 use super::denial::Denial;
 use super::openapi;
 use super::rights::Right;
-use crate::daemon::{Daemon, FlowId, NoFlowId, NotLoaded, Reloaded, Selection, Unexplained};
+use crate::daemon::{
+    Daemon, FlowId, KillError, NoFlowId, NotLoaded, Reloaded, Selection, Unexplained,
+};
 use crate::error::code;
 use crate::policy_sent::PolicySent;
 
@@ -100,7 +102,15 @@ async fn kill(
     let Path(id) = id.map_err(|_| Denial::bad(NoFlowId))?;
     // Whoever may not act may still end what is theirs.
     let acts = control.daemon.in_force().access.grants(seat.peer(), Right::Act);
-    control.daemon.kill(id, (!acts).then_some(seat.peer().uid)).await?;
+    let looks = acts || control.daemon.in_force().access.grants(seat.peer(), Right::Look);
+    let killed = control.daemon.kill(id, (!acts).then_some(seat.peer().uid)).await;
+    killed.map_err(|error| match error {
+        // Whoever may not look does not learn which flows there are.
+        KillError::NoSuchFlow(id) if !looks => KillError::NotYours(id),
+        error @ (KillError::NoSuchFlow(_) | KillError::NotYours(_) | KillError::Unanswered(_)) => {
+            error
+        }
+    })?;
     Ok(object(&json!({ "event": "killed", "id": id.to_string() })))
 }
 
@@ -127,9 +137,12 @@ async fn reload(
         Some(other) => return Err(Denial::bad(format!("dry_run is 0 or 1, not `{other}`"))),
     };
     control.require(&seat, if dry_run { Right::Look } else { Right::Act })?;
+    // Reloads wait for each other anyway.
+    let turn = if dry_run { Some(control.turn(&control.policies).await?) } else { None };
     let daemon = Arc::clone(&control.daemon);
     // A task of its own: it goes on to its end where the client goes away.
     let reload = tokio::spawn(async move {
+        let _turn = turn;
         if dry_run { daemon.rehearse().await } else { daemon.reload().await }
     });
     let reloaded = reload.await.unwrap_or(Err(NotLoaded::Crashed))?;
@@ -146,8 +159,9 @@ async fn diff(
     let receiving = Seat::begin(&seat, Task::Policy).ok_or_else(Denial::crowded)?;
     let body = control.body(request, POLICY).await?;
     let _busy = Seat::busy(&seat);
-    let _turn = control.turn(&control.policies).await?;
+    let turn = control.turn(&control.policies).await?;
     let load = move || {
+        let _turn = turn;
         let sent: PolicySent = parse(&body)?;
         sent.load().map_err(|found| Denial::faulty(code::FINDING, "the policy has errors", found))
     };
@@ -220,9 +234,10 @@ impl Control {
         if granted { Ok(()) } else { Err(Denial::not_permitted(right)) }
     }
 
-    /// Waits for a turn at something that takes the processor long.
-    async fn turn<'t>(&self, turns: &'t Semaphore) -> Result<SemaphorePermit<'t>, Denial> {
-        let turn = timeout(self.patience, turns.acquire()).await;
+    /// Waits for a turn at something that takes the processor long. It goes along with the work,
+    /// which does not end where the client goes away.
+    async fn turn(&self, turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Denial> {
+        let turn = timeout(self.patience, Arc::clone(turns).acquire_owned()).await;
         turn.ok().and_then(Result::ok).ok_or_else(Denial::crowded)
     }
 

@@ -5,12 +5,13 @@
 
 use std::net::IpAddr;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use rustix::io::Errno;
 use tracing::warn;
-use tunnel::driver::Handle;
 use tunnel::driver::request::Request;
+use tunnel::driver::{Handle, Unasked};
 use tunnel::host::addresses::{Watch, list};
 
 /// All addresses of this host.
@@ -35,20 +36,26 @@ fn tell(watch: &Watch, shards: &[Handle]) {
         match list() {
             Ok(addresses) => {
                 for shard in shards {
-                    // One that is busy is told with the next change; one that is gone needs none.
-                    let _ = shard.ask(Request::Own(addresses.clone()));
+                    while shard.ask(Request::Own(addresses.clone())) == Err(Unasked::Busy) {
+                        thread::sleep(AGAIN);
+                    }
+                }
+                if let Err(errno) = watch.wait() {
+                    warn_of(errno);
+                    thread::sleep(AGAIN);
                 }
             }
-            // Changed too fast to be read: it is read again after the next change.
-            Err(Errno::AGAIN) => {}
-            Err(errno) => return warn_of(errno),
-        }
-        if let Err(errno) = watch.wait() {
-            return warn_of(errno);
+            Err(errno) => {
+                warn_of(errno);
+                thread::sleep(AGAIN);
+            }
         }
     }
 }
 
+/// After what may pass: a full queue, no descriptor left.
+const AGAIN: Duration = Duration::from_secs(1);
+
 fn warn_of(errno: Errno) {
-    warn!(code = "addresses-unwatched", "new addresses count as others': {errno}");
+    warn!(code = "addresses-unwatched", "new addresses count as others' for now: {errno}");
 }

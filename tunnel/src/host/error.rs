@@ -14,6 +14,12 @@ pub enum HostError {
     /// The directory of lock and journal can't be used.
     #[error("cannot use {}: {}", .0.display(), reason(*.1))]
     Directory(PathBuf, Errno),
+    /// Others may write to that directory, so what lies in it proves nothing.
+    #[error("cannot keep the journal in {}: others may write there", .0.display())]
+    OpenDirectory(PathBuf),
+    /// The journal was written in another network namespace, and is to be undone there.
+    #[error("cannot use the journal {}: it belongs to another network namespace", .0.display())]
+    JournalElsewhere(PathBuf),
     /// Another daemon has the lock.
     #[error("cannot change the host: another tunneld is running{}", process(*.pid))]
     Running {
@@ -154,7 +160,13 @@ impl HostError {
         };
         match self {
             Self::Directory(_, Errno::PERM | Errno::ACCESS) | Self::NotPermitted => Some(ROOT),
-            Self::Running { .. } => Some("stop it first: `tunneld down`"),
+            Self::OpenDirectory(_) => {
+                Some("set `control.socket` to a path below root's own, such as /run")
+            }
+            Self::JournalElsewhere(_) => {
+                Some("run `tunneld cleanup` there; if it is gone, remove the file")
+            }
+            Self::Running { .. } => Some("stop it first: by its service manager, or SIGTERM"),
             Self::JournalFormat { .. } => Some("put the host back with the version that wrote it"),
             Self::JournalLine { .. } => {
                 Some("what the journal names is still in place: remove that by hand, then the file")

@@ -3,13 +3,13 @@
 //! # Theory of operation
 //!
 //! The first line names the journal's format, and where what follows was done: the boot and the
-//! network namespace. Changes do not outlive either, so a journal of another boot or namespace
-//! has nothing to undo here. Every further line is one change. A line is written with
+//! network namespace. Changes do not outlive a boot, so a journal of another one has nothing to
+//! undo; one of another namespace is to be undone there, and kept. Every further line is one change. A line is written with
 //! one call before its change is made; a last line without its end was cut off by a crash, and
 //! its change never made.
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -81,11 +81,23 @@ impl Journal {
 /// What a journal left behind holds and was not undone; empty where there is none.
 pub(super) fn read(directory: &Path) -> Result<Vec<Change>, HostError> {
     let path = path(directory);
-    match std::fs::read(&path) {
+    match read_own(&path) {
         Ok(bytes) => parse(&bytes, &Header::here(), &path),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(HostError::Journal(path, errno(&error))),
     }
+}
+
+/// What root does by a file must have been written by root.
+fn read_own(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
+        return Err(ErrorKind::PermissionDenied.into());
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Removes the journal, everything in it being undone.
@@ -113,8 +125,11 @@ fn parse(bytes: &[u8], here: &Header, path: &Path) -> Result<Vec<Change>, HostEr
         return Err(HostError::JournalFormat { path, format, known: FORMAT });
     }
     let header: Header = serde_json::from_slice(first).map_err(|_| senseless(1))?;
-    if header != *here {
+    if header.boot != here.boot {
         return Ok(Vec::new());
+    }
+    if header.namespace != here.namespace {
+        return Err(HostError::JournalElsewhere(path.to_owned()));
     }
     lines
         .enumerate()
@@ -157,7 +172,7 @@ mod tests {
             ("a last line without its end", format!("{head}\n{change}\n{change}"), Ok(1)),
             ("half a line within", format!("{head}\n{}\n{change}\n", &change[..20]), Err("line 2")),
             ("another boot", format!("{}\n{change}\n", head.replace("\"b\"", "\"c\"")), Ok(0)),
-            ("another namespace", format!("{}\n{change}\n", head.replace('7', "8")), Ok(0)),
+            ("another namespace", format!("{}\n{change}\n", head.replace('7', "8")), Err("another network namespace")),
             ("a later format", "{\"journal\":2}\n{\"change\":\"magic\"}\n".to_owned(), Err("format is 2")),
             ("a change of no known kind", format!("{head}\n{{\"change\":\"magic\"}}\n"), Err("line 2")),
             ("no journal at all", "hello\nworld\n".to_owned(), Err("line 1")),

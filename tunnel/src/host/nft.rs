@@ -32,6 +32,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
@@ -268,20 +269,23 @@ fn run(arguments: &[&str], input: &str) -> Result<String, NftError> {
         }
         NftError::Run(Errno::from_io_error(&error).unwrap_or(Errno::IO))
     };
-    // Where a service has a short PATH.
-    let child = ["nft", "/usr/sbin/nft", "/sbin/nft"]
-        .iter()
-        .map(|program| {
-            Command::new(program)
-                .args(arguments)
-                .env("LC_ALL", "C")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-        })
-        .reduce(|found, next| found.or(next));
-    let mut child = child.ok_or(NftError::Missing)?.map_err(failed)?;
+    // The other two where a service has a short PATH.
+    let mut started = Err(io::Error::from(io::ErrorKind::NotFound));
+    for program in ["nft", "/usr/sbin/nft", "/sbin/nft"] {
+        started = Command::new(program)
+            .args(arguments)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Ctrl-C is for the daemon, which puts the host back.
+            .process_group(0)
+            .spawn();
+        if !matches!(&started, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            break;
+        }
+    }
+    let mut child = started.map_err(failed)?;
     if let Some(mut stdin) = child.stdin.take() {
         // It reads all before it writes anything. Where it ends early, its word says why.
         let _ = stdin.write_all(input.as_bytes());

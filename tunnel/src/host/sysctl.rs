@@ -20,6 +20,10 @@ pub(super) fn read(key: &str) -> Result<Option<String>, Errno> {
 
 /// Gives `net/{key}` a value.
 pub(super) fn write(key: &str, value: &str) -> Result<(), Errno> {
+    // A journal's key leads nowhere else.
+    if key.split('/').any(|part| part == "..") {
+        return Err(Errno::INVAL);
+    }
     // Neither made nor cut: a setting that is missing is an error.
     let mut file =
         std::fs::OpenOptions::new().write(true).open(path(key)).map_err(|error| errno(&error))?;
