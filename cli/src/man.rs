@@ -75,6 +75,12 @@ const FILES: &[Used] = &[
         meaning: "where the daemon is asked and commanded",
         verbs: &["run", "status", "flows", "rules", "watch", "explain", "diff", "reload"],
     },
+    Used {
+        name: "/run/tunneld/journal",
+        meaning: "what the daemon has changed on the host; beside the control socket, wherever \
+                  that is",
+        verbs: &["run", "cleanup"],
+    },
     Used { name: "/dev/net/tun", meaning: "must be open to the user", verbs: &["exec", "run"] },
     Used {
         name: "/etc/resolv.conf",

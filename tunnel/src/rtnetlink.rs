@@ -32,12 +32,7 @@ pub struct Rtnetlink {
 impl Rtnetlink {
     /// A socket of the network namespace that this thread is in.
     pub fn open() -> Result<Self, Errno> {
-        let socket = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            None, // NETLINK_ROUTE is 0
-        )?;
+        let socket = socket()?;
         // Lists are filtered by the kernel (Linux 4.20); before, by whoever reads them.
         let _ = set_option(&SockRef::from(&socket), libc::SOL_NETLINK, STRICT, 1);
         Ok(Self { socket, sequence: 0 })
@@ -99,6 +94,16 @@ impl Rtnetlink {
             }
         }
     }
+}
+
+/// A `NETLINK_ROUTE` socket of the network namespace that this thread is in.
+pub(crate) fn socket() -> Result<OwnedFd, Errno> {
+    rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        None, // NETLINK_ROUTE is 0
+    )
 }
 
 /// More than an acknowledgement with the request in it.

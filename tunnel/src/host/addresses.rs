@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
-use crate::rtnetlink::Rtnetlink;
+use crate::rtnetlink::{self, Rtnetlink};
 
 /// Every address of this thread's network namespace.
 pub fn list() -> Result<Vec<IpAddr>, Errno> {
@@ -43,12 +43,7 @@ pub struct Watch {
 impl Watch {
     /// Every change from now on, of this thread's network namespace.
     pub fn open() -> Result<Self, Errno> {
-        let socket = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            None, // NETLINK_ROUTE is 0
-        )?;
+        let socket = rtnetlink::socket()?;
         rustix::net::bind(&socket, &SocketAddrNetlink::new(0, IPV4 | IPV6))?;
         Ok(Self { socket })
     }
