@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
+use self::fault::Fault;
 pub(crate) use self::fault::Faults;
 use self::reader::{Reader, Uid};
 pub(crate) use self::schema::schema;
@@ -165,20 +166,6 @@ impl Default for Control {
 }
 
 impl Config {
-    /// How a daemon guards, which must be written: see [`Guard::mode`].
-    ///
-    /// # Errors
-    /// It is not.
-    pub(crate) fn written_guard_mode(&self) -> Result<GuardMode, Refusal> {
-        self.guard.mode.ok_or_else(|| {
-            Refusal::new(
-                code::USAGE,
-                "`guard.mode` is not written: its default, `closed`, is not in this version",
-            )
-            .help("write mode = \"open\" below [guard]")
-        })
-    }
-
     /// The keys that differ in `new` and that a running daemon can't take.
     pub(crate) fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
         let (device, host, guard, control) = (&self.device, &self.host, &self.guard, &self.control);
@@ -208,9 +195,28 @@ impl Config {
 /// # Errors
 /// It cannot be read, or it has faults.
 pub(crate) fn read(file: &Path) -> anyhow::Result<Config> {
-    let text = std::fs::read_to_string(file)
-        .map_err(|error| Refusal::new(code::FAILED, format!("{}: {error}", file.display())))?;
-    Ok(parse(file, &text).map_err(|faults| Refusal::new(code::USAGE, faults))?)
+    refused(parse(file, &text_of(file)?))
+}
+
+/// Reads a file as [`look`] does.
+///
+/// # Errors
+/// It cannot be read, or it has faults.
+pub(crate) fn read_for_daemon(file: &Path) -> anyhow::Result<Config> {
+    refused(whole(look(file, &text_of(file)?)))
+}
+
+/// The text of a configuration.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn text_of(file: &Path) -> Result<String, Refusal> {
+    std::fs::read_to_string(file)
+        .map_err(|error| Refusal::new(code::FAILED, format!("{}: {error}", file.display())))
+}
+
+fn refused(read: Result<Config, Faults>) -> anyhow::Result<Config> {
+    Ok(read.map_err(|faults| Refusal::new(code::USAGE, faults))?)
 }
 
 /// Reads a configuration. Relative paths in it are relative to its directory; users are
@@ -223,9 +229,27 @@ pub(crate) fn parse(file: &Path, text: &str) -> Result<Config, Faults> {
 }
 
 fn parse_with(file: &Path, text: &str, uid: Uid<'_>) -> Result<Config, Faults> {
-    let directory = file.parent().unwrap_or_else(|| Path::new(""));
-    let (config, faults) = Reader::new(text, directory, uid).read();
-    if faults.is_empty() { Ok(config) } else { Err(Faults { file: file.to_owned(), faults }) }
+    whole(faults_of(file, Reader::new(text, directory(file), uid).read()))
+}
+
+/// Reads the configuration of a daemon, which must say more than another: see [`Guard::mode`].
+/// A key with a fault keeps its default.
+pub(crate) fn look(file: &Path, text: &str) -> (Config, Faults) {
+    let uid = &crate::policy_files::uid;
+    faults_of(file, Reader::new(text, directory(file), uid).of_daemon().read())
+}
+
+fn directory(file: &Path) -> &Path {
+    file.parent().unwrap_or_else(|| Path::new(""))
+}
+
+fn faults_of(file: &Path, (config, faults): (Config, Vec<Fault>)) -> (Config, Faults) {
+    (config, Faults { file: file.to_owned(), faults })
+}
+
+/// The configuration, where it has no fault.
+pub(crate) fn whole((config, faults): (Config, Faults)) -> Result<Config, Faults> {
+    if faults.faults.is_empty() { Ok(config) } else { Err(faults) }
 }
 
 #[cfg(test)]

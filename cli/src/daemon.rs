@@ -14,10 +14,12 @@ mod asking;
 mod events;
 mod explaining;
 mod listing;
+mod metrics;
 mod reload;
 mod select;
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -33,6 +35,7 @@ pub(crate) use asking::Unanswered;
 pub(crate) use events::{Events, publish};
 pub(crate) use explaining::{Asked, AskedProtocol, Unexplained};
 pub(crate) use listing::{FlowId, KillError, NoFlowId};
+pub(crate) use metrics::OPENMETRICS;
 pub(crate) use reload::{NotLoaded, Reloaded};
 pub(crate) use select::Selection;
 
@@ -63,24 +66,30 @@ pub(crate) struct Parts {
     pub(crate) events: Arc<Events>,
     /// Of the daemon's own sockets.
     pub(crate) mark: Option<u32>,
+    /// Whether this host's connections are tracked for it.
+    pub(crate) tracking: Arc<AtomicBool>,
 }
 
 /// A running daemon, as its control socket and its signals see it.
 pub(crate) struct Daemon {
     shards: Vec<(Box<dyn Shard>, Clock)>,
     in_force: RwLock<Arc<InForce>>,
-    /// The greatest generation that any shard was ever told of. Held during a reload.
-    reloading: tokio::sync::Mutex<u64>,
+    /// Held during a reload.
+    reloading: tokio::sync::Mutex<()>,
     config_file: Option<PathBuf>,
     started: SystemTime,
     mark: Option<u32>,
+    tracking: Arc<AtomicBool>,
     events: Arc<Events>,
 }
 
 /// What a reload replaces, all at once.
+#[derive(Debug)]
 pub(crate) struct InForce {
     pub(crate) policy: Arc<Policy>,
     pub(crate) generation: u64,
+    /// Since when.
+    pub(crate) loaded: SystemTime,
     pub(crate) config: Config,
     pub(crate) access: Access,
 }
@@ -103,14 +112,32 @@ impl Access {
 
 impl Daemon {
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { shards, policy, generation, config_file, config, access, events, mark } = parts;
+        let Parts {
+            shards,
+            policy,
+            generation,
+            config_file,
+            config,
+            access,
+            events,
+            mark,
+            tracking,
+        } = parts;
+        let started = SystemTime::now();
         Self {
             shards,
-            in_force: RwLock::new(Arc::new(InForce { policy, generation, config, access })),
-            reloading: tokio::sync::Mutex::new(generation),
-            config_file,
-            started: SystemTime::now(),
+            in_force: RwLock::new(Arc::new(InForce {
+                policy,
+                generation,
+                loaded: started,
+                config,
+                access,
+            })),
+            reloading: tokio::sync::Mutex::default(),
+            config_file: config_file.map(absolute),
+            started,
             mark,
+            tracking,
             events,
         }
     }
@@ -129,6 +156,12 @@ impl Daemon {
     fn put_in_force(&self, new: InForce) {
         *self.in_force.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(new);
     }
+}
+
+/// The same path from the root, whoever asks from wherever. One that cannot be told stays as it
+/// is.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 #[cfg(test)]

@@ -62,8 +62,8 @@ const ENVIRONMENT: &[Used] = &[
 const FILES: &[Used] = &[
     Used {
         name: "/etc/tunneld/tunneld.toml",
-        meaning: "the configuration of the daemon; `exec` reads one only when told",
-        verbs: &["exec", "run", "reload", "schema"],
+        meaning: "the configuration of the daemon; `exec` and `check` read one only when told",
+        verbs: &["exec", "run", "reload", "check", "schema"],
     },
     Used {
         name: "/etc/tunneld/policy.d/*.policy",
@@ -72,7 +72,8 @@ const FILES: &[Used] = &[
     },
     Used {
         name: "/run/tunneld/control.sock",
-        meaning: "where the daemon is asked and commanded",
+        meaning: "where the daemon is asked and commanded, in HTTP; `GET /metrics` gives \
+                  OpenMetrics",
         verbs: &["run", "status", "flows", "rules", "watch", "explain", "diff", "reload"],
     },
     Used {

@@ -8,14 +8,15 @@
 //! ```text
 //! queues of the TUN ─▶ engine and driver a queue, one thread each ─▶ control socket bound
 //!   ─▶ changes of the host: each journaled, then made (tunnel::host)
-//!   ─▶ READY=1 ─▶ control, signals, addresses of the host
+//!   ─▶ READY=1 ─▶ control, signals ∥ addresses and devices of the host followed
 //! SIGTERM ─▶ shards end their flows ─▶ changes undone, the last one first
 //! ```
 //!
 //! The shards run before the routes that lead to them are made, so no packet waits for a
 //! reader. The main thread runs the control socket and all that is not a packet on one runtime.
 
-mod addresses;
+mod follow;
+mod tracking;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -35,16 +36,19 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{error, info, warn};
 use tunnel::device::open_tun;
 use tunnel::driver::{DriverError, Handle, Totals};
+use tunnel::host::tracking::Switch;
 use tunnel::host::{self, Host, HostError};
 use tunnel::owner::{Owners, open_diagnostics};
 
-use crate::config::{self, Capture, Config, GuardMode, Queues};
+use crate::config::{self, Capture, Config, Queues};
 use crate::control;
-use crate::daemon::{self, Access, Daemon, Events, Shard};
+use crate::daemon::{self, Access, Daemon, Events, NotLoaded, Shard};
 use crate::error::{Refusal, code};
 use crate::policy_files;
 use crate::report::Clock;
 use crate::shards::{Blueprint, raise_descriptors};
+use follow::Follower;
+use tracking::Tracking;
 
 /// Take this host's packets, until told to stop
 ///
@@ -74,14 +78,16 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
             .help("`tunneld exec -- CMD` needs no root")
             .into());
     }
-    let config = read_config(&args.config)?;
+    let config = config::read_for_daemon(&args.config)?;
     // First of all: what a dead daemon left may keep this host from everything.
-    let (mut host, undone) = Host::open(directory(&config.control.socket)).map_err(refuse)?;
+    let lock = directory(&config.control.socket).to_owned();
+    let (mut host, undone) = Host::open(&lock).map_err(refuse)?;
     if !undone.is_empty() {
         info!(changes = undone.len(), "undid what an earlier daemon had left");
     }
-    let policy = Arc::new(read_policy(&config)?);
-    let plan = plan(&config)?;
+    let policy = policy_files::load(&[policy_files::directory(&config)], code::FAILED)?;
+    let policy = Arc::new(policy);
+    let mut plan = plan(&config)?;
     host.refuse_foreign(&plan).map_err(refuse)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -90,8 +96,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
         .context("cannot start the control socket")?;
     // From here on a signal is kept until somebody can put the host back.
     let signals = runtime.block_on(async { Signals::keep() })?;
+    let tracking = Tracking::decide(&mut plan)?;
     let mut shards = Shards::start(&config, &policy)?;
-    addresses::follow(&shards.handles)?;
+    let follower = Follower::start(&plan, &shards.handles)?;
     let mark = Some(config.host.mark);
     let listener = runtime
         .block_on(async { control::listen(&config.control.socket, &config.control.group) })?;
@@ -104,18 +111,28 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
         config,
         events: Arc::clone(&shards.events),
         mark,
+        tracking: tracking.state(),
     }));
 
     let seen = host::Seen::look().map_err(refuse)?;
-    if let Err(error) = host.apply(host::changes(&plan, &seen)) {
+    let changes = host::changes(&plan, &seen);
+    let switch = Switch::among(&changes);
+    if let Err(error) = host.apply(changes) {
         let _ = std::fs::remove_file(&daemon.in_force().config.control.socket);
         return Err(refuse(error));
     }
+    tracking.may_switch(switch);
+    follower.take(host);
     let stop = until_told(signals, &daemon, &mut shards.ended);
     runtime.block_on(control::serve(listener, Arc::clone(&daemon), stop));
     notify(&[NotifyState::Stopping]);
+    let host = follower.end();
     let ended = shards.end();
-    let restored = host.restore().map_err(refuse);
+    let restored = match host {
+        Some(host) => host.restore().map_err(refuse),
+        // Whatever it was, the journal knows what is to be undone.
+        None => Host::open(&lock).map(|(_, undone)| undone).map_err(refuse),
+    };
     // A policy that is being read holds nobody up.
     runtime.shutdown_timeout(GRACE);
     restored?;
@@ -172,6 +189,9 @@ async fn reload(daemon: Arc<Daemon>) {
         Ok(reloaded) => {
             info!(generation = reloaded.generation, cut = reloaded.cut.len(), "reloaded")
         }
+        Err(error @ NotLoaded::Unconfirmed(_)) => {
+            warn!(code = "reload-unconfirmed", "{error}");
+        }
         Err(error) => {
             warn!(code = "reload-refused", "not reloaded, all is as it was: {error}");
             for told in error.diagnostics().iter().filter(|told| told.is_error()) {
@@ -219,7 +239,7 @@ impl Shards {
             policy: Arc::clone(policy),
             own: Own::Addresses {
                 device: config.device.addresses.iter().map(ipnet::IpNet::addr).collect(),
-                host: addresses::now().context("cannot look at the host's addresses")?,
+                host: follow::addresses().context("cannot look at the host's addresses")?,
             },
             services: Services::default(),
             mark: Some(config.host.mark),
@@ -300,19 +320,6 @@ pub(crate) fn directory(socket: &Path) -> &Path {
     socket.parent().unwrap_or_else(|| Path::new("/"))
 }
 
-fn read_config(file: &Path) -> anyhow::Result<Config> {
-    let config = config::read(file)?;
-    match config.written_guard_mode()? {
-        GuardMode::Open => Ok(config),
-    }
-}
-
-fn read_policy(config: &Config) -> anyhow::Result<Policy> {
-    let directory = config.policy.clone();
-    let directory = directory.unwrap_or_else(|| policy_files::DIRECTORY.into());
-    policy_files::load(&[directory], code::FAILED)
-}
-
 fn plan(config: &Config) -> anyhow::Result<host::Plan> {
     Ok(host::Plan {
         device: DeviceName::new(&config.device.name).context("the device's name was checked")?,
@@ -328,6 +335,7 @@ fn plan(config: &Config) -> anyhow::Result<host::Plan> {
         },
         forward: config.device.forward,
         local: config.guard.local.clone(),
+        tracks: true,
     })
 }
 

@@ -9,7 +9,7 @@ use engine::policy::Policy;
 use engine::{Engine, Instant, Own, Report, Services};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tunnel::device::{Device, Tun};
-use tunnel::driver::{Driver, Parts};
+use tunnel::driver::{Driver, Parts, request};
 use tunnel::owner::Owners;
 use tunnel::rings::Pool;
 use tunnel::source::Routes;
@@ -43,7 +43,7 @@ impl Blueprint<'_> {
         owners: Option<Owners>,
     ) -> anyhow::Result<Driver<Tun>> {
         let device = Tun::adopt(queue).context("cannot use the TUN device")?;
-        let (flows, memory) = share(self.config.limits, self.shards);
+        let request::Limits { flows, memory } = share(self.config.limits, self.shards);
         let config = engine::Config {
             mtu: self.config.device.mtu,
             offload: device.offload(),
@@ -69,13 +69,13 @@ impl Blueprint<'_> {
     }
 }
 
-/// The limits of one of so many shards: flows, and bytes of rings. A flow may need a descriptor,
-/// so there are no more than this process may have: see [`raise_descriptors`].
-pub(crate) fn share(limits: Limits, shards: usize) -> (usize, usize) {
+/// The limits of one of so many shards. A flow may need a descriptor, so there are no more than
+/// this process may have: see [`raise_descriptors`].
+pub(crate) fn share(limits: Limits, shards: usize) -> request::Limits {
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let descriptors = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS));
     let flows = limits.flows.min(descriptors.unwrap_or(usize::MAX));
-    ((flows / shards).max(16), limits.memory / shards)
+    request::Limits { flows: (flows / shards).max(16), memory: limits.memory / shards }
 }
 
 /// Raises the soft limit of descriptors to the hard one.

@@ -93,11 +93,78 @@ fn check() {
     assert_eq!((&lines[3]["valid"], &lines[3]["errors"]), (&false.into(), &3.into()));
 }
 
+/// What `run` would read, all of it at once.
+#[test]
+fn check_a_configuration() {
+    const GUARD: &str = "[guard]\nmode = \"open\"\n";
+    const BAD: &str = "policy 1\nalow\ndefault block\n";
+    const OWN: &str = "[policy]\ndirectory = \".\"\n";
+    let directory = Directory::new("config", &[]);
+    let file = directory.path("tunneld.toml");
+    for (name, config, policy, exit, places) in [
+        ("all is well", format!("{OWN}{GUARD}"), GOOD, 0, &[][..]),
+        ("the policy", format!("{OWN}{GUARD}"), BAD, 1, &["a.policy:2:1"]),
+        ("the guard", OWN.to_owned(), GOOD, 1, &["tunneld.toml:1:1"]),
+        (
+            "everything",
+            format!("{OWN}[device]\nmtu = 7\nnmae = \"x\"\n"),
+            BAD,
+            1,
+            &["tunneld.toml:1:1", "tunneld.toml:4:7", "tunneld.toml:5:1", "a.policy:2:1"],
+        ),
+        // Nobody knows which policy is meant.
+        ("no TOML", "[".to_owned(), BAD, 1, &["tunneld.toml:1:2"]),
+        ("no path", format!("[policy]\ndirectory = 3\n{GUARD}"), BAD, 1, &["tunneld.toml:2:13"]),
+        ("no key", format!("[policy]\nfile = \"\"\n{GUARD}"), BAD, 1, &["tunneld.toml:2:1"]),
+        // What is wrong with the configuration is told in any case.
+        (
+            "no policy",
+            format!("[policy]\ndirectory = \"none\"\n[device]\nmtu = 7\n{GUARD}"),
+            GOOD,
+            5,
+            &["tunneld.toml:4:7"],
+        ),
+    ] {
+        fs::write(&file, config).expect("file");
+        fs::write(directory.path("a.policy"), policy).expect("file");
+        let said = tunneld(&["--json", "check", "--config", &file]);
+        assert_eq!(said.exit, Some(exit), "{name}: {}{}", said.out, said.err);
+        let mut lines: Vec<serde_json::Value> =
+            said.out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        if exit != 5 {
+            let sum = lines.pop().expect("a summary");
+            assert_eq!((&sum["event"], &sum["valid"]), (&"check".into(), &(exit == 0).into()));
+            assert_eq!((&sum["config"], &sum["errors"]), (&(&*file).into(), &places.len().into()));
+        }
+        let told: Vec<String> = lines
+            .iter()
+            .map(|fault| {
+                let file = Path::new(fault["file"].as_str().expect("a path")).file_name();
+                let file = file.expect("a name").to_string_lossy();
+                format!("{file}:{}:{}", fault["line"], fault["column"])
+            })
+            .collect();
+        assert_eq!(told, places, "{name}");
+        let said = tunneld(&["check", "--config", &file]);
+        assert_eq!(said.exit, Some(exit), "{name}: {}", said.err);
+        for place in places {
+            assert!(said.err.contains(&format!("{place}\n")), "{name}: {}", said.err);
+        }
+    }
+    fs::write(&file, format!("{OWN}{GUARD}")).expect("file");
+    let said = tunneld(&["check", "--config", &file]);
+    let want = format!("valid: {file}, 1 file, 3 rules, 1 set, 1 expect passed\n");
+    assert_eq!((&*said.out, &*said.err), (&*want, ""));
+}
+
 #[test]
 fn what_cannot_be_read() {
     let directory = Directory::new("unreadable", &[("a.policy", b"policy 1\nallow \xff\n")]);
     for (arguments, exit) in [
         (vec!["check", "/nowhere/policy.d"], 5),
+        (vec!["check", "--config", "/nowhere/tunneld.toml"], 5),
+        (vec!["check", "--config", "/dev/null", "/nowhere/policy.d"], 2),
+        (vec!["check", "--config", "/dev/null", "--syntax"], 2),
         (vec!["fmt", "/nowhere/policy.d"], 5),
         (vec!["explain", "tcp", "any", "192.0.2.1", "--policy", "/nowhere"], 5),
         (vec!["check", &directory.path("a.policy")], 1),

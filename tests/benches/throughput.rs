@@ -4,8 +4,8 @@
 //! the same veth, so that what else the machine does falls on both. `cargo
 //! bench -p tests --bench throughput [WORD…]` runs the rows whose name holds
 //! one of the words; needs root. With `--run` behind the `--`, tunneld's side of
-//! each pair is a daemon that has captured the host, instead of `exec`, and the host
-//! tracks connections on both sides of the pair.
+//! each pair is a daemon that has captured the host, instead of `exec`; with `--run
+//! --tracked` the host tracks connections besides, on both sides of the pair.
 
 use std::fmt::Write as _;
 use std::net::UdpSocket;
@@ -21,12 +21,7 @@ use tests::endpoints::{TcpServer, UdpServer};
 use tests::lab::daemon::Daemon;
 use tests::lab::exec::{Exec, Executing, built_tunneld, tunneld};
 use tests::lab::process::Cost;
-use tests::lab::{Lab, Outcome, Running, Way, plan, process};
-
-const STATEFUL: &str = "table inet stateful {
-  chain input { type filter hook input priority filter; ct state established accept; }
-}
-";
+use tests::lab::{Lab, Outcome, Running, Way, plan, process, track_connections};
 
 /// Pairs behind every median.
 const PAIRS: usize = 7;
@@ -118,7 +113,10 @@ fn main() -> Result<()> {
         return Ok(());
     }
     println!("tunneld: {}\n", built_tunneld()?.display());
-    let bench = Bench::new(std::env::args().any(|word| word == "--run"))?;
+    let is_given = |flag: &str| std::env::args().any(|word| word == flag);
+    let (daemon, tracked) = (is_given("--run"), is_given("--tracked"));
+    ensure!(daemon || !tracked, "`--tracked` goes with `--run`");
+    let bench = Bench::new(daemon, tracked)?;
     let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(&**word));
 
     println!("| median of {PAIRS} pairs | kernel | tunneld | ratio | CPU s/GB |");
@@ -138,15 +136,14 @@ fn main() -> Result<()> {
 }
 
 impl Bench {
-    fn new(daemon: bool) -> Result<Self> {
+    fn new(daemon: bool, tracked: bool) -> Result<Self> {
         let lab = Lab::new()?;
         // A far side with TIME-WAIT answers no second SYN from the same port for a while, and a
         // hundred thousand flows use all ports more than once.
         lab.server.sysctl("net/ipv4/tcp_max_tw_buckets", "0")?;
-        if daemon {
-            // As a host with any stateful firewall: conntrack sees the kernel's own path too.
-            let rules = lab.host.command("nft").args(["-f", "-"]).input(STATEFUL).run()?;
-            ensure!(rules.code() == 0, "{rules:?}");
+        if tracked {
+            // Conntrack sees the kernel's own path too.
+            track_connections(&lab.host)?;
         }
         let iperf = lab
             .server

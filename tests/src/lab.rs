@@ -78,6 +78,18 @@ pub fn link(a: &Netns, a_name: &str, b: &Netns, b_name: &str, mtu: u32) -> Resul
     b.ip(&format!("link set {b_name} up\n"))
 }
 
+/// Makes the kernel track the connections of a namespace, as any stateful firewall does.
+pub fn track_connections(netns: &Netns) -> Result<()> {
+    let rules = "\
+table inet stateful {
+  chain input { type filter hook input priority filter; ct state established accept; }
+}
+";
+    let done = netns.command("nft").args(["-f", "-"]).input(rules).run()?;
+    anyhow::ensure!(done.code() == 0, "{done:?}");
+    Ok(())
+}
+
 /// Whether this process may build a lab.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

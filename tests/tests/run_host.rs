@@ -11,16 +11,28 @@ use tests::endpoints::TcpServer;
 use tests::endpoints::page::{PAGE, page};
 use tests::lab::capture::Capture;
 use tests::lab::daemon::Daemon;
-use tests::lab::{Lab, Netns, host_state, plan};
+use tests::lab::{Lab, Netns, host_state, plan, track_connections};
 use tests::{require_root, require_tunneld};
 
 const ALLOW: &str = "policy 1\ndefault allow\n";
+
+/// Whether these are the tests of `run_host_tracked`.
+const TRACKED: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"run_host_tracked");
+
+/// A host that nobody else tracks connections on, or one that somebody does.
+fn lab() -> Result<Lab> {
+    let lab = Lab::new()?;
+    if TRACKED {
+        track_connections(&lab.host)?;
+    }
+    Ok(lab)
+}
 
 #[test]
 fn a_host_is_captured_judged_and_put_back() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
     let server = TcpServer::start(&lab.server, 0, page)?;
     let before = host_state::read(&lab.host)?;
     let policy = format!(
@@ -41,6 +53,8 @@ fn a_host_is_captured_judged_and_put_back() -> Result<()> {
         rule.and_then(|rule| rule["hits"].as_u64()).with_context(|| format!("{name}: {rules:?}"))
     };
     ensure!(hits("first")? == 2 && hits("secret")? == 1, "{rules:?}");
+    let status = daemon.json(&["status"])?;
+    ensure!(status[0]["tracking"].as_bool() == Some(TRACKED), "{status:?}");
     let left = daemon.stop()?;
     ensure!(left.code() == 0, "{left:?}");
     let after = host_state::read(&lab.host)?;
@@ -53,7 +67,7 @@ fn a_host_is_captured_judged_and_put_back() -> Result<()> {
 fn a_source_rule_blocks_before_any_byte() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
     let policy =
         format!("policy 1\nblock from {} to {}\ndefault allow\n", plan::HOST4, plan::GOOD4);
     let _daemon = Daemon::start(&lab.host, &policy, "")?;
@@ -79,7 +93,7 @@ fn a_source_rule_blocks_before_any_byte() -> Result<()> {
 fn local_failure_is_immediate() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
     let mut daemon = Daemon::start(&lab.host, ALLOW, "")?;
     let errno = |address: IpAddr| -> Result<(Option<i32>, Duration)> {
         lab.host.run(|| {
@@ -163,7 +177,7 @@ fn connections_from_outside_keep_their_path() -> Result<()> {
     require_root!();
     require_tunneld!();
     for rp_filter in ["0", "1", "2"] {
-        let lab = Lab::new()?;
+        let lab = lab()?;
         lab.host.sysctl("net/ipv4/conf/all/rp_filter", rp_filter)?;
         let before = host_state::read(&lab.host)?;
         let mut old = Login::open(&lab)?;
@@ -198,7 +212,7 @@ fn connections_from_outside_keep_their_path() -> Result<()> {
 fn an_own_connection_older_than_the_capture_is_reset_once_and_counted() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
     let server = TcpServer::hold(&lab.server, 0)?;
     let mut old = lab.host.run(|| TcpStream::connect((plan::GOOD4, server.port())))?;
     old.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -215,12 +229,16 @@ fn an_own_connection_older_than_the_capture_is_reset_once_and_counted() -> Resul
 fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
+    lab.host.sysctl("net/ipv4/conf/default/rp_filter", "2")?;
     let before = host_state::read(&lab.host)?;
     let mut daemon = Daemon::new(&lab.host, ALLOW, "")?;
     let mut moment = 0x2545_f491_u64;
     for round in 0..20 {
         let running = daemon.program()?.limit(Duration::from_secs(60)).spawn()?;
+        if round % 4 == 1 {
+            lab.host.ip("link add late0 type veth peer name late1\n")?;
+        }
         moment ^= moment << 13;
         moment ^= moment >> 7;
         moment ^= moment << 17;
@@ -231,6 +249,9 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
         if round % 4 == 3 {
             let cleaned = daemon.verb(&["cleanup"])?;
             ensure!(cleaned.code() == 0, "{cleaned:?}");
+            let late = lab.host.output("sysctl", &["-n", "net.ipv4.conf.late0.rp_filter"])?;
+            ensure!(late.trim() == "2", "a device that came meanwhile has {late}");
+            lab.host.ip("link del late0\n")?;
             let after = host_state::read(&lab.host)?;
             ensure!(before == after, "after cleanup:\n{}", difference(&before, &after));
         }
@@ -251,7 +272,7 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
 fn told_to_end_at_any_moment_it_puts_everything_back() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
     let before = host_state::read(&lab.host)?;
     let daemon = Daemon::new(&lab.host, ALLOW, "")?;
     for moment in 0..12 {
@@ -272,7 +293,7 @@ fn told_to_end_at_any_moment_it_puts_everything_back() -> Result<()> {
 fn without_its_device_the_daemon_puts_everything_back_and_ends() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
     let before = host_state::read(&lab.host)?;
     let mut daemon = Daemon::start(&lab.host, ALLOW, "")?;
     lab.host.ip("link del tunneld0\n")?;
@@ -287,7 +308,7 @@ fn without_its_device_the_daemon_puts_everything_back_and_ends() -> Result<()> {
 fn what_hinders_a_start_is_one_line_and_changes_nothing() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
     let daemon = Daemon::new(&lab.host, ALLOW, "")?;
     lab.host.ip("tuntap add tunneld0 mode tun\n")?;
     let before = host_state::read(&lab.host)?;
@@ -311,7 +332,7 @@ fn what_hinders_a_start_is_one_line_and_changes_nothing() -> Result<()> {
 fn what_a_dead_daemon_left_is_found_by_who_can_undo_it() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
     let before = host_state::read(&lab.host)?;
     let mut daemon = Daemon::start(&lab.host, ALLOW, "")?;
     daemon.kill()?;
@@ -339,7 +360,7 @@ fn numberless(state: &str) -> String {
 fn only_the_prefixes_that_were_named() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
+    let lab = lab()?;
     let server = TcpServer::start(&lab.server, 0, page)?;
     let config = format!("[device]\ncapture = [\"{}/32\"]\n", plan::GOOD4);
     let daemon = Daemon::start(&lab.host, "policy 1\ndefault block\n", &config)?;

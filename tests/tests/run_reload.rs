@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::endpoints::{TcpServer, UdpServer, tcp};
-use tests::lab::daemon::Daemon;
+use tests::lab::daemon::{Daemon, ask};
 use tests::lab::{Lab, plan};
 use tests::{require_root, require_tunneld};
 
@@ -114,6 +114,64 @@ fn connect(lab: &Lab, to: SocketAddr) -> Result<TcpStream> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Shards that are asked for lists all the time take a reload all the same, and all of them:
+/// after its answer no two say another generation.
+#[test]
+fn a_reload_is_for_all_shards_however_busy_they_are() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    const CROWD: usize = 12;
+    let lab = Lab::new()?;
+    let udp = UdpServer::echo(&lab.server, plan::GOOD4, 0)?;
+    let policy = |number: usize| format!("policy 1\nallow id r{number}\ndefault block\n");
+    let daemon = Daemon::start(&lab.host, &policy(0), "[device]\nqueues = 4\n")?;
+    let sockets = (0..400)
+        .map(|_| -> Result<UdpSocket> {
+            let socket = lab.host.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+            socket.connect((plan::GOOD4, udp.port()))?;
+            socket.send(b"x")?;
+            Ok(socket)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let crowd: Vec<_> = (0..CROWD)
+            .map(|number| {
+                let (socket, stop) = (daemon.socket(), &stop);
+                scope.spawn(move || -> Result<usize> {
+                    let paths = ["/v1/flows", "/v1/rules", "/v1/status"];
+                    let mut asked = 0;
+                    while !stop.load(Ordering::Acquire) {
+                        ask(&socket, paths[number % paths.len()])?;
+                        asked += 1;
+                    }
+                    Ok(asked)
+                })
+            })
+            .collect();
+        let reloads = (1..=30).try_for_each(|number| -> Result<()> {
+            daemon.files().write("policy.d/test.policy", &policy(number))?;
+            let told = daemon.json(&["reload"])?;
+            let generation = told[0]["generation"].as_u64().context("a generation")?;
+            ensure!(generation == number as u64 + 1, "{told:?}");
+            let status = daemon.json(&["status"])?;
+            let shards = status[0]["shards"].as_array().context("shards")?;
+            ensure!(shards.len() == 4 && shards.iter().all(|s| s["generation"] == generation));
+            let flows = daemon.json(&["flows"])?;
+            let rule = format!("r{number}");
+            ensure!(flows.len() == sockets.len(), "{} flows", flows.len());
+            ensure!(flows.iter().all(|f| f["generation"] == generation && f["rule"] == *rule));
+            Ok(())
+        });
+        stop.store(true, Ordering::Release);
+        for asker in crowd {
+            let asked = asker.join().map_err(|_| anyhow::anyhow!("an asker panicked"))??;
+            ensure!(asked > 0, "nobody was asked");
+        }
+        reloads
+    })
 }
 
 /// A policy with an error changes nothing, by whatever road it comes.

@@ -8,10 +8,11 @@
 //!
 //! A panic while one flow is carried ends that flow alone and is counted.
 //!
-//! Between two turns the shard takes requests from outside ([`Handle::ask`]); what goes over
-//! all flows is done a piece a turn (`live`).
+//! Between two turns the shard takes requests from outside ([`Handle::ask`], `queue`); what
+//! goes over all flows is done a piece a turn (`live`).
 
 mod live;
+mod queue;
 pub mod request;
 #[cfg(test)]
 mod tests;
@@ -19,9 +20,9 @@ mod tests;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use engine::{
@@ -35,6 +36,7 @@ use tracing::warn;
 
 use crate::device::{Device, MAX_PACKET, RxOffload, virtio};
 use crate::driver::live::Jobs;
+use crate::driver::queue::{Place, Queued, REQUESTS, Turns};
 use crate::driver::request::Request;
 use crate::egress::error::EgressError;
 use crate::egress::{Progress, Sockets, Tag};
@@ -86,7 +88,8 @@ pub struct Driver<D> {
     reports: Option<SyncSender<(usize, Report)>>,
     epoll: OwnedFd,
     handle: Handle,
-    requests: Receiver<Request>,
+    requests: Receiver<Queued>,
+    reload: Arc<Place>,
     jobs: Jobs,
     started: std::time::Instant,
     totals: Totals,
@@ -115,7 +118,9 @@ pub struct Totals {
 #[derive(Debug, Clone)]
 pub struct Handle {
     wake: Arc<OwnedFd>,
-    requests: SyncSender<Request>,
+    requests: SyncSender<Queued>,
+    turns: Turns,
+    reload: Weak<Place>,
     state: Arc<AtomicU8>,
 }
 
@@ -134,21 +139,26 @@ pub enum Unasked {
     /// The shard has ended.
     #[error("the shard has ended")]
     Gone,
-    /// Its queue is full.
+    /// Its queue is full, or it is at as much of that kind as it takes.
     #[error("the shard is busy")]
     Busy,
 }
 
-/// Requests that may wait for a shard.
-const REQUESTS: usize = 64;
-
 impl Handle {
-    /// Puts a request into the shard's queue and wakes it. Never blocks.
+    /// Gives a request to the shard and wakes it. Never blocks.
+    ///
+    /// # Errors
+    /// The shard has ended, or it is busy, which it never is for a reload.
     pub fn ask(&self, request: Request) -> Result<(), Unasked> {
-        self.requests.try_send(request).map_err(|error| match error {
-            TrySendError::Full(_) => Unasked::Busy,
-            TrySendError::Disconnected(_) => Unasked::Gone,
-        })?;
+        if let Request::Reload(reload) = request {
+            Place::put(&self.reload, reload)?;
+        } else {
+            let turn = self.turns.take(&request)?;
+            self.requests.try_send(Queued { request, turn }).map_err(|error| match error {
+                TrySendError::Full(_) => Unasked::Busy,
+                TrySendError::Disconnected(_) => Unasked::Gone,
+            })?;
+        }
         // A full counter wakes as well.
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
         Ok(())
@@ -193,6 +203,7 @@ impl<D: Device> Driver<D> {
             .map_err(DriverError::Wait)?;
         epoll::add(&epoll, &wake, Tag::Wake.data(), level).map_err(DriverError::Wait)?;
         let (sender, requests) = sync_channel(REQUESTS);
+        let reload = Arc::new(Place::default());
         Ok(Self {
             engine: parts.engine,
             sockets: Sockets::new(parts.device),
@@ -207,9 +218,12 @@ impl<D: Device> Driver<D> {
             handle: Handle {
                 wake: Arc::new(wake),
                 requests: sender,
+                turns: Turns::default(),
+                reload: Arc::downgrade(&reload),
                 state: Arc::new(AtomicU8::new(RUN)),
             },
             requests,
+            reload,
             jobs: Jobs::default(),
             started: std::time::Instant::now(),
             totals: Totals::default(),
@@ -246,6 +260,7 @@ impl<D: Device> Driver<D> {
                 Err(errno) => return Err(DriverError::Wait(errno)),
             }
             let now = self.now();
+            self.take_reload(now);
             let mut device_ready = false;
             let mut asked = false;
             for event in &events {

@@ -14,7 +14,8 @@
 //! vanish with its last descriptor.
 //!
 //! The order of calls: [`Host::open`], [`Host::refuse_foreign`], open the TUN, [`Seen::look`],
-//! [`changes`], [`Host::apply`], and at the end [`Host::restore`].
+//! [`changes`], [`Host::apply`]; then, whenever a [`Watch`] tells of changes, [`Host::follow`];
+//! and at the end [`Host::restore`].
 //!
 //! All calls block, for milliseconds, and work in the network namespace of their thread.
 
@@ -36,21 +37,28 @@ mod accepted;
 pub mod addresses;
 mod change;
 mod error;
+mod follow;
 mod journal;
 mod kernel;
+mod links;
 mod nft;
 mod plan;
 mod seen;
 mod sysctl;
 #[cfg(test)]
 mod tests;
+pub mod tracking;
+mod watch;
 
 pub use change::{Change, Device, Family, Rule, Takes, Then, Via, changes};
 pub use error::{HostError, Refusal, Unrestored};
+pub use follow::Followed;
 pub use nft::{Complaint, NftError, is_pattern};
 pub use plan::{Capture, Mark, Plan};
 pub use seen::{Ipv6, Seen, SeenDevice};
+pub use watch::{Changed, Watch};
 
+use follow::Tries;
 use journal::Journal;
 
 /// The right to change this host, and what was changed. Dropped without [`restore`](Self::restore)
@@ -60,6 +68,9 @@ pub struct Host {
     directory: PathBuf,
     journal: Option<Journal>,
     applied: Vec<Change>,
+    /// Whether the journal names what is not applied any more.
+    stale: bool,
+    tries: Tries,
     /// Held to the end: the last field is dropped last.
     _lock: File,
 }
@@ -75,6 +86,8 @@ impl Host {
             directory: directory.to_owned(),
             journal: None,
             applied: Vec::new(),
+            stale: false,
+            tries: Tries::default(),
             _lock: lock,
         };
         Ok((host, undone))
@@ -207,7 +220,9 @@ fn do_it(change: &Change) -> Result<(), Refusal> {
             Err(Errno::NOENT | Errno::NODEV) if key.contains("/conf/") => {}
             other => other?,
         },
-        Change::NftTable { ruleset } => nft::apply(ruleset)?,
+        Change::ReversePath { device, .. } => links::uncheck(*device)?,
+        Change::LaterReversePath { .. } => links::uncheck_later()?,
+        Change::NftTable { ruleset, .. } => nft::apply(ruleset)?,
         Change::Accepted => {
             let elements = accepted::elements(&accepted::accepted()?);
             if !elements.is_empty() {
@@ -237,7 +252,12 @@ fn do_it(change: &Change) -> Result<(), Refusal> {
 fn undo(change: &Change) -> Result<(), Refusal> {
     match change {
         Change::Sysctl { key, value, before } => sysctl::put_back(key, value, before)?,
-        Change::NftTable { .. } => nft::apply(&nft::removal())?,
+        Change::ReversePath { device, before } => links::put_back(*device, before)?,
+        Change::LaterReversePath { before, known } => links::put_back_later(before, known)?,
+        Change::NftTable { .. } => {
+            nft::apply(&nft::removal())?;
+            tracking::settle();
+        }
         // They are in the table.
         Change::Accepted => {}
         Change::Link { device, .. } => {

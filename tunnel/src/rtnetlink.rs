@@ -43,6 +43,11 @@ impl Rtnetlink {
         rustix::net::netdevice::name_to_index(&self.socket, device)
     }
 
+    /// The name that a device has now.
+    pub fn name(&self, index: u32) -> Result<String, Errno> {
+        rustix::net::netdevice::index_to_name(&self.socket, index)
+    }
+
     /// Makes something new; `EEXIST` where it is there already.
     pub fn add(&mut self, message: RouteNetlinkMessage) -> Result<(), Errno> {
         self.request(message, NLM_F_CREATE | NLM_F_EXCL)

@@ -20,12 +20,19 @@ pub(super) struct Reader<'a> {
     /// What relative paths are relative to.
     directory: &'a Path,
     uid: Uid<'a>,
+    /// A daemon reads it, which wants more to be written.
+    daemon: bool,
     faults: Vec<Fault>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &'a str, directory: &'a Path, uid: Uid<'a>) -> Self {
-        Self { text, directory, uid, faults: Vec::new() }
+        Self { text, directory, uid, daemon: false, faults: Vec::new() }
+    }
+
+    /// The same for a daemon.
+    pub(super) fn of_daemon(self) -> Self {
+        Self { daemon: true, ..self }
     }
 
     /// Reads everything; a key that has a fault keeps its default.
@@ -62,6 +69,23 @@ impl<'a> Reader<'a> {
             for (key, value) in keys {
                 self.key(name, key, value, config);
             }
+        }
+        if self.daemon {
+            self.want_guard_mode(root);
+        }
+    }
+
+    /// How a daemon guards must be written: the interface's default is `closed`, which this
+    /// build can't keep, and a daemon must not start as if it did.
+    fn want_guard_mode(&mut self, root: &DeTable<'_>) {
+        let guard = root.get_key_value("guard");
+        // Where it is no table that was said.
+        let keys = guard.map(|(_, guard)| guard.get_ref().as_table());
+        if !keys.is_some_and(|keys| keys.is_none_or(|keys| keys.contains_key("mode"))) {
+            let span = guard.map_or(0..0, |(table, _)| table.span());
+            let message =
+                "`guard.mode` is not written: its default, `closed`, is not in this version";
+            self.fault(span, message, Some("write mode = \"open\" below [guard]".to_owned()));
         }
     }
 

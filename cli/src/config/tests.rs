@@ -138,12 +138,25 @@ admins = [\"alice\", 7, 1000]
 /// No daemon may seem to have a guard that it hasn't.
 #[test]
 fn the_guards_mode_must_be_written() {
-    let config = read("").expect("no faults");
-    let refusal = config.written_guard_mode().expect_err("not written");
-    assert_eq!(refusal.code(), code::USAGE);
-    assert!(refusal.to_string().contains("`guard.mode` is not written"), "{refusal}");
-    let config = read("[guard]\nmode = \"open\"\n").expect("no faults");
-    assert_eq!(config.written_guard_mode().expect("written"), GuardMode::Open);
+    let fault = "`guard.mode` is not written: its default, `closed`, is not in this version\n\
+                 help: write mode = \"open\" below [guard]";
+    for (text, place) in [
+        ("", Some("1:1")),
+        ("[device]\nmtu = 1400\n", Some("1:1")),
+        ("[device]\n[guard]\nlocal = []\n", Some("2:2")),
+        ("[guard]\nmode = \"open\"\n", None),
+    ] {
+        let (config, faults) = look(Path::new("t.toml"), text);
+        let want = place.map(|place| format!("t.toml:{place}: {fault}"));
+        assert_eq!(faults.to_string(), want.unwrap_or_default(), "{text}");
+        assert_eq!(config.guard.mode.is_some(), place.is_none());
+        // Who runs no daemon needs none.
+        assert_eq!(read(text).expect("no faults"), config);
+    }
+    // Said once.
+    for text in ["[guard]\nmode = 3\n", "guard = 3\n", "=\n"] {
+        assert_eq!(look(Path::new("t.toml"), text).1.faults.len(), 1, "{text}");
+    }
 }
 
 /// The example of `docs/configuration.md` says the defaults, but for what has none.

@@ -20,6 +20,8 @@ const CONNECTIONS: usize = 128;
 const OF_ONE_USER: usize = 64;
 /// Event streams of one user.
 const WATCHES_OF_ONE_USER: usize = 16;
+/// Orders of one user to end a flow that are under way.
+const KILLS_OF_ONE_USER: usize = 4;
 /// Policies that are received from one user at once: each may be as long as a body may be.
 const POLICIES_OF_ONE_USER: usize = 2;
 
@@ -50,6 +52,8 @@ pub(super) enum Task {
     Watch,
     /// A policy is received.
     Policy,
+    /// A flow is looked for to end it.
+    Kill,
 }
 
 impl Task {
@@ -59,6 +63,7 @@ impl Task {
             Self::Short => OF_ONE_USER,
             Self::Watch => WATCHES_OF_ONE_USER,
             Self::Policy => POLICIES_OF_ONE_USER,
+            Self::Kill => KILLS_OF_ONE_USER,
         }
     }
 }

@@ -61,6 +61,13 @@ impl Denial {
             .help("ask again later")
     }
 
+    /// Whoever was at it ended early.
+    pub(super) fn crashed() -> Self {
+        let error = "the request could not be carried out";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, code::FAILED, error)
+            .help("the daemon's log says more")
+    }
+
     /// The expression or policy that was sent is wrong.
     pub(super) fn faulty(exit: u8, error: impl ToString, diagnostics: Vec<Told>) -> Self {
         let denial = Self::new(StatusCode::UNPROCESSABLE_ENTITY, exit, error);
@@ -113,10 +120,14 @@ impl IntoResponse for Denial {
 impl From<Unanswered> for Denial {
     fn from(error: Unanswered) -> Self {
         let status = match error {
-            Unanswered::Gone(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Unanswered::Gone(_) | Unanswered::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             Unanswered::Silent(_) => StatusCode::GATEWAY_TIMEOUT,
         };
-        Self::new(status, code::FAILED, error).help("the daemon's log says more")
+        let help = match error {
+            Unanswered::Gone(_) | Unanswered::Silent(_) => "the daemon's log says more",
+            Unanswered::Busy(_) => "ask again later",
+        };
+        Self::new(status, code::FAILED, error).help(help)
     }
 }
 
@@ -142,7 +153,7 @@ impl From<NotLoaded> for Denial {
             NotLoaded::Unreadable { .. } | NotLoaded::Files(_) | NotLoaded::Crashed => {
                 (StatusCode::INTERNAL_SERVER_ERROR, code::FAILED)
             }
-            NotLoaded::Unanswered(unanswered) => {
+            NotLoaded::Unanswered(unanswered) | NotLoaded::Unconfirmed(unanswered) => {
                 let status = Self::from(*unanswered).status;
                 (status, code::FAILED)
             }

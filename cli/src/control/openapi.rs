@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::daemon::OPENMETRICS;
+
 /// A request.
 pub(super) struct Described {
     pub(super) method: &'static str,
@@ -12,10 +14,29 @@ pub(super) struct Described {
     /// Keys of the query.
     query: &'static [(&'static str, &'static str)],
     body: Option<Schema>,
-    /// One object, or one a line.
-    lines: bool,
+    answer: Form,
     /// The `event` of the objects.
     event: &'static str,
+}
+
+/// What an answer consists of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Object,
+    /// One object a line.
+    Lines,
+    /// Text in the format of OpenMetrics.
+    Metrics,
+}
+
+impl Form {
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Object => "application/json",
+            Self::Lines => "application/x-ndjson",
+            Self::Metrics => OPENMETRICS,
+        }
+    }
 }
 
 /// What a body must be.
@@ -29,8 +50,8 @@ const LOOK: &str = "root, admins, members of the group";
 const ACT: &str = "root, admins";
 
 const fn look(path: &'static str, event: &'static str, summary: &'static str) -> Described {
-    let (method, rights) = ("get", LOOK);
-    Described { method, path, summary, rights, query: &[], body: None, lines: false, event }
+    let (method, rights, answer) = ("get", LOOK, Form::Object);
+    Described { method, path, summary, rights, query: &[], body: None, answer, event }
 }
 
 const fn order(path: &'static str, event: &'static str, summary: &'static str) -> Described {
@@ -38,11 +59,11 @@ const fn order(path: &'static str, event: &'static str, summary: &'static str) -
 }
 
 /// Every request there is.
-pub(super) const REQUESTS: [Described; 9] = [
+pub(super) const REQUESTS: [Described; 10] = [
     look("/v1/status", "status", "The daemon's state"),
     Described {
         query: &[("match", "Clauses of the policy language, such as `tcp port 443 user alice`")],
-        lines: true,
+        answer: Form::Lines,
         ..look("/v1/flows", "flow", "Live flows")
     },
     Described {
@@ -50,7 +71,10 @@ pub(super) const REQUESTS: [Described; 9] = [
         rights: "root, admins, the flow's own user",
         ..look("/v1/flows/{id}", "killed", "Ends a flow")
     },
-    Described { lines: true, ..look("/v1/rules", "rule", "Rules and how often each decided") },
+    Described {
+        answer: Form::Lines,
+        ..look("/v1/rules", "rule", "Rules and how often each decided")
+    },
     Described {
         rights: ACT,
         query: &[("dry_run", "1: say what would be cut, for which the right to look is enough")],
@@ -64,8 +88,12 @@ pub(super) const REQUESTS: [Described; 9] = [
         body: Some(Schema::Flow),
         ..order("/v1/explain", "explain", "What the policy in force does with a flow, and why")
     },
-    Described { lines: true, ..look("/v1/watch", "flow", "Events as they happen") },
+    Described { answer: Form::Lines, ..look("/v1/watch", "flow", "Events as they happen") },
     look("/v1/openapi.json", "", "This description"),
+    Described {
+        answer: Form::Metrics,
+        ..look("/metrics", "", "Metrics, in the text format of OpenMetrics 1.0")
+    },
 ];
 
 impl Schema {
@@ -151,8 +179,9 @@ fn operation(request: &Described) -> Value {
             "schema": { "type": "string", "pattern": "^[0-9]+-[0-9]+$" },
         })
     });
-    let content = if request.lines { "application/x-ndjson" } else { "application/json" };
-    let mut schema = json!({ "type": "object" });
+    let content = request.answer.media_type();
+    let kind = if request.answer == Form::Metrics { "string" } else { "object" };
+    let mut schema = json!({ "type": kind });
     if !request.event.is_empty() {
         schema["properties"] = json!({ "event": { "const": request.event } });
     }

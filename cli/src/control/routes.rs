@@ -1,4 +1,5 @@
-//! The requests of `/v1`, each with the right that it needs. `openapi` describes them.
+//! The requests of `/v1`, and `/metrics`, each with the right that it needs. `openapi`
+//! describes them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::denial::Denial;
 use super::openapi;
 use super::rights::Right;
 use crate::daemon::{
-    Daemon, FlowId, KillError, NoFlowId, NotLoaded, Reloaded, Selection, Unexplained,
+    Daemon, FlowId, KillError, NoFlowId, NotLoaded, OPENMETRICS, Reloaded, Selection, Unexplained,
 };
 use crate::error::code;
 use crate::policy_sent::PolicySent;
@@ -36,6 +37,8 @@ const POLICY: usize = 64 << 20;
 const POLICIES: usize = 2;
 /// Lists that are written at once: 65,536 flows take a processor for 0.3 s and 50 MB.
 const LISTS: usize = 2;
+/// Flows that are looked for at once, to end them: a shard takes a few more.
+const KILLS: usize = 8;
 
 /// What every handler has.
 #[derive(Clone)]
@@ -43,6 +46,7 @@ struct Control {
     daemon: Arc<Daemon>,
     policies: Arc<Semaphore>,
     lists: Arc<Semaphore>,
+    kills: Arc<Semaphore>,
     patience: Duration,
 }
 
@@ -50,8 +54,8 @@ type Answer = Result<Response, Denial>;
 
 pub(super) fn router(daemon: Arc<Daemon>, patience: Duration) -> Router {
     let turns = |count| Arc::new(Semaphore::new(count));
-    let (policies, lists) = (turns(POLICIES), turns(LISTS));
-    let control = Control { daemon, policies, lists, patience };
+    let (policies, lists, kills) = (turns(POLICIES), turns(LISTS), turns(KILLS));
+    let control = Control { daemon, policies, lists, kills, patience };
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
@@ -62,6 +66,7 @@ pub(super) fn router(daemon: Arc<Daemon>, patience: Duration) -> Router {
         .route("/v1/explain", post(explain))
         .route("/v1/watch", get(watch))
         .route("/v1/openapi.json", get(description))
+        .route("/metrics", get(metrics))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .with_state(control)
@@ -88,8 +93,9 @@ async fn flows(
         None => None,
         Some(expression) => Some(select(expression).await?),
     };
-    let _turn = control.turn(&control.lists).await?;
-    Ok(lines(control.daemon.flows(selection).await?))
+    let turn = control.turn(&control.lists).await?;
+    let daemon = Arc::clone(&control.daemon);
+    Ok(lines(to_its_end(turn, async move { daemon.flows(selection).await }).await??))
 }
 
 async fn kill(
@@ -103,7 +109,11 @@ async fn kill(
     // Whoever may not act may still end what is theirs.
     let acts = control.daemon.in_force().access.grants(seat.peer(), Right::Act);
     let looks = acts || control.daemon.in_force().access.grants(seat.peer(), Right::Look);
-    let killed = control.daemon.kill(id, (!acts).then_some(seat.peer().uid)).await;
+    let of = (!acts).then_some(seat.peer().uid);
+    let killing = Seat::begin(&seat, Task::Kill).ok_or_else(Denial::crowded)?;
+    let turn = control.turn(&control.kills).await?;
+    let daemon = Arc::clone(&control.daemon);
+    let killed = to_its_end((killing, turn), async move { daemon.kill(id, of).await }).await?;
     killed.map_err(|error| match error {
         // Whoever may not look does not learn which flows there are.
         KillError::NoSuchFlow(id) if !looks => KillError::NotYours(id),
@@ -121,8 +131,9 @@ async fn rules(
 ) -> Answer {
     control.require(&seat, Right::Look)?;
     query(&uri, [])?;
-    let _turn = control.turn(&control.lists).await?;
-    Ok(lines(control.daemon.rules().await?))
+    let turn = control.turn(&control.lists).await?;
+    let daemon = Arc::clone(&control.daemon);
+    Ok(lines(to_its_end(turn, async move { daemon.rules().await }).await??))
 }
 
 async fn reload(
@@ -140,13 +151,9 @@ async fn reload(
     // Reloads wait for each other anyway.
     let turn = if dry_run { Some(control.turn(&control.policies).await?) } else { None };
     let daemon = Arc::clone(&control.daemon);
-    // A task of its own: it goes on to its end where the client goes away.
-    let reload = tokio::spawn(async move {
-        let _turn = turn;
-        if dry_run { daemon.rehearse().await } else { daemon.reload().await }
-    });
-    let reloaded = reload.await.unwrap_or(Err(NotLoaded::Crashed))?;
-    told(reloaded, "reload").await
+    let reload =
+        async move { if dry_run { daemon.rehearse().await } else { daemon.reload().await } };
+    told(to_its_end(turn, reload).await??, "reload").await
 }
 
 async fn diff(
@@ -161,14 +168,16 @@ async fn diff(
     let _busy = Seat::busy(&seat);
     let turn = control.turn(&control.policies).await?;
     let load = move || {
-        let _turn = turn;
         let sent: PolicySent = parse(&body)?;
         sent.load().map_err(|found| Denial::faulty(code::FINDING, "the policy has errors", found))
     };
-    let loaded = tokio::task::spawn_blocking(load).await;
-    let (policy, warnings) = loaded.unwrap_or_else(|_| Err(NotLoaded::Crashed.into()))?;
-    drop(receiving);
-    told(control.daemon.compare(policy, warnings).await?, "diff").await
+    let daemon = Arc::clone(&control.daemon);
+    let compare = async move {
+        let loaded = tokio::task::spawn_blocking(load).await;
+        let (policy, warnings) = loaded.unwrap_or_else(|_| Err(NotLoaded::Crashed.into()))?;
+        Ok::<_, Denial>(daemon.compare(policy, warnings).await?)
+    };
+    told(to_its_end((receiving, turn), compare).await??, "diff").await
 }
 
 async fn explain(
@@ -213,13 +222,21 @@ async fn description(
     Ok(object(&openapi::document()))
 }
 
+async fn metrics(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    uri: Uri,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    query(&uri, [])?;
+    let text = control.daemon.metrics().await?;
+    Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response())
+}
+
 async fn unknown(uri: Uri) -> Denial {
     let error = format!("there is no {}", uri.path());
-    let denial = Denial::new(StatusCode::NOT_FOUND, code::USAGE, error);
-    if uri.path() == "/metrics" {
-        return denial.help("/metrics: not in this version");
-    }
-    denial.help("GET /v1/openapi.json describes every request")
+    Denial::new(StatusCode::NOT_FOUND, code::USAGE, error)
+        .help("GET /v1/openapi.json describes every request")
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> Denial {
@@ -234,8 +251,7 @@ impl Control {
         if granted { Ok(()) } else { Err(Denial::not_permitted(right)) }
     }
 
-    /// Waits for a turn at something that takes the processor long. It goes along with the work,
-    /// which does not end where the client goes away.
+    /// Waits for a turn at something that takes the processor long: see [`to_its_end`].
     async fn turn(&self, turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Denial> {
         let turn = timeout(self.patience, Arc::clone(turns).acquire_owned()).await;
         turn.ok().and_then(Result::ok).ok_or_else(Denial::crowded)
@@ -265,6 +281,21 @@ impl Control {
             }
         }
     }
+}
+
+/// Does something in a task of its own, which does not end where the client goes away: what
+/// shards were asked goes on in them. So what is `held` is given back when it is over, and
+/// whoever asks and goes away again and again comes to no more than others.
+async fn to_its_end<H: Send + 'static, T: Send + 'static>(
+    held: H,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Denial> {
+    let task = tokio::spawn(async move {
+        let done = work.await;
+        drop(held);
+        done
+    });
+    task.await.map_err(|_| Denial::crashed())
 }
 
 async fn select(expression: String) -> Result<Selection, Denial> {

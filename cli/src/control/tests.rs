@@ -40,9 +40,14 @@ impl Served {
     }
 
     fn crowded(name: &str, access: Access, flows: u64) -> Self {
+        Self::with(name, access, flows, Manner::Answers)
+    }
+
+    /// `manner` is the second shard's.
+    fn with(name: &str, access: Access, flows: u64, manner: Manner) -> Self {
         let disk = Disk::new(name);
         let socket = disk.path("control.sock");
-        let daemon = Arc::new(crowded(&disk, access, Manner::Answers, flows));
+        let daemon = Arc::new(crowded(&disk, access, manner, flows));
         let events = Arc::clone(daemon.events());
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = channel();
@@ -246,7 +251,7 @@ fn bad_requests() {
         ("a long header", format!("GET / HTTP/1.1\r\na: {long}\r\n\r\n"), 431),
         ("many headers", format!("GET / HTTP/1.1\r\n{headers}\r\n"), 431),
         ("unknown path", request("GET", "/v2/status", ""), 404),
-        ("metrics", request("GET", "/metrics", ""), 404),
+        ("unknown key", request("GET", "/metrics?x", ""), 400),
         ("the root", request("GET", "/", ""), 404),
         ("wrong method", request("PUT", "/v1/status", ""), 405),
         ("wrong method", request("GET", "/v1/reload", ""), 405),
@@ -295,6 +300,20 @@ fn bad_requests() {
     assert!(both.contains("HTTP/1.1 400 ") && both.contains("not an HTTP request"), "{both}");
 }
 
+#[test]
+fn metrics_say_what_they_are() {
+    let served = Served::new("scrape", Access::default());
+    let mut stream = served.connect();
+    stream.write_all(request("GET", "/metrics", "").as_bytes()).expect("it listens");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
+    let kind = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert!(head.starts_with("HTTP/1.1 200 ") && head.contains(kind), "{head}");
+    assert!(body.contains("\ntunneld_flows{shard=\"1\"} 2\n"), "{body}");
+    assert!(body.ends_with("\n# EOF\n"), "{body}");
+}
+
 /// What is in the way: 10,000 junk requests, a line of 100 MB, half requests and silence.
 #[test]
 fn junk_holds_nobody_up() {
@@ -338,6 +357,43 @@ fn junk_holds_nobody_up() {
         assert!(line.join().expect("it ends") < 100, "a line of 100 MB was read");
     });
     drop(silent);
+}
+
+/// What a shard was asked goes on where the client goes away, and so does its turn: clients
+/// that come and go heap nothing up.
+#[test]
+fn who_goes_away_leaves_no_room_for_more() {
+    let served = Served::with("away", Access::default(), 2, Manner::Silent);
+    let leave = |method: &str, path: &str| {
+        let mut stream = served.connect();
+        stream.write_all(request(method, path, "").as_bytes()).expect("it listens");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    let asked = |method: &str, path: &str| {
+        let began = Instant::now();
+        let (status, body) = served.send(request(method, path, "").as_bytes());
+        let error: Value = serde_json::from_str(&body).expect("JSON");
+        (status, error["error"].as_str().expect("an error").to_owned(), began.elapsed())
+    };
+    for _ in 0..4 {
+        leave("DELETE", "/v1/flows/1-1");
+    }
+    let (status, error, took) = asked("DELETE", "/v1/flows/1-1");
+    assert_eq!((status, &*error), (503, "too many requests at once"));
+    assert!(took < PATIENCE / 2, "{took:?}");
+    for path in ["/v1/flows", "/v1/rules"] {
+        leave("GET", path);
+    }
+    // It waits for a turn, and that is all it waits for.
+    let (status, error, took) = asked("GET", "/v1/flows");
+    assert_eq!((status, &*error), (503, "too many requests at once"));
+    assert!(took >= PATIENCE && took < PATIENCE + PATIENCE / 2, "{took:?}");
+    // The shard gives none of them an answer, and their turns are over.
+    std::thread::sleep(Duration::from_secs(5));
+    for (method, path) in [("GET", "/v1/flows"), ("DELETE", "/v1/flows/1-1")] {
+        let (status, error, _) = asked(method, path);
+        assert_eq!((status, &*error), (504, "shard 1 did not answer within 5 s"), "{path}");
+    }
 }
 
 #[test]
@@ -596,6 +652,7 @@ fn rights() {
         ("a stranger looks", "50003", "50008,50007", "GET", "/v1/flows", 403),
         ("a stranger looks", "50003", "", "GET", "/v1/watch", 403),
         ("a stranger looks", "50003", "", "GET", "/v1/openapi.json", 403),
+        ("a stranger looks", "50003", "", "GET", "/metrics", 403),
         ("a stranger asks", "50003", "", "POST", "/v1/explain", 403),
         ("a stranger acts", "50003", "", "POST", "/v1/reload", 403),
         ("a stranger kills another's flow", "50003", "", "DELETE", "/v1/flows/0-1", 403),

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use engine::Dropped;
 use serde_json::{Map, Value, json};
 use tunnel::driver::request::{Hits, Killed, Request, Status};
 
-use super::{Daemon, InForce, Selection, Unanswered};
+use super::{Daemon, InForce, Selection, Unanswered, absolute};
 use crate::args::VERSION;
 use crate::policy_files::directory;
 use crate::report::{self, Users, timestamp};
@@ -154,7 +155,7 @@ impl Daemon {
             "pid": std::process::id(),
             "started": timestamp(self.started),
             "config": self.config_file,
-            "policy": directory(&in_force.config),
+            "policy": absolute(directory(&in_force.config)),
             "generation": in_force.generation,
             "rules": summary.rules,
             "routes": summary.routes,
@@ -172,6 +173,7 @@ impl Daemon {
             "reports_lost": sum(|s| s.reports_lost),
             "older": sum(|s| s.older),
             "watchers": self.events.watchers(),
+            "tracking": self.tracking.load(Ordering::Relaxed),
             "shards": each.collect::<Value>(),
         }))
     }

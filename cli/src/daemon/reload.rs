@@ -2,21 +2,24 @@
 //!
 //! ```text
 //! read the configuration ─▶ which keys changed? ─▶ read, compile and test the policy
-//!   ─▶ every shard: judge by it from now on, and each live flow again ─▶ it is in force
+//!   ─▶ does every shard answer? ─▶ tell them all ─▶ it is in force ─▶ each has judged its flows
 //! ```
 //!
-//! Whatever fails before the shards are asked leaves no trace. Where a shard gives no answer
-//! those that did are led back to the old policy, under a new number: a shard takes no
-//! generation twice.
+//! Whatever fails before the shards are told leaves no trace. To tell them is one step that
+//! nothing keeps from its end: each shard has a place for a reload that is never taken, and
+//! looks there at the start of each turn of its loop. So all of them judge by the new policy
+//! within a turn, and one that hangs does from the turn in which it goes on: it alone is told
+//! of, as its live flows wait to be judged again.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use engine::Report;
 use engine::policy::{Policy, Verdict};
 use serde_json::{Value, json};
-use tunnel::driver::request::{Changed, Request};
+use tunnel::driver::request::{self, Changed, Request};
 
 use super::{Access, Daemon, InForce, Unanswered};
 use crate::config::{self, Config};
@@ -49,7 +52,8 @@ pub(crate) struct Cut {
     rule: Option<String>,
 }
 
-/// Why a policy or a configuration was not put in force. Everything is as it was.
+/// Why a policy or a configuration was not put in force: everything is as it was. Or, in one
+/// case, why nobody knows what it did to the live flows.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotLoaded {
     /// A file cannot be read.
@@ -72,9 +76,12 @@ pub(crate) enum NotLoaded {
     /// The policy is wrong.
     #[error("the policy has errors")]
     Policy(Vec<Told>),
-    /// A shard gave no answer.
+    /// A shard gave no answer, and none was told of the policy.
     #[error("{0}")]
     Unanswered(#[from] Unanswered),
+    /// It is in force, and a shard does not say that it is done with its live flows.
+    #[error("the policy is in force, but {0}")]
+    Unconfirmed(Unanswered),
     /// The thread that compiles ended early.
     #[error("the policy could not be compiled")]
     Crashed,
@@ -90,49 +97,29 @@ struct Read {
 
 impl Daemon {
     /// Reads configuration and policy again and puts them in force. Others who reload wait.
-    /// It must run to its end: dropped in between, shards may judge by different policies.
     ///
     /// # Errors
-    /// Everything that is wrong; then nothing has changed.
+    /// Everything that is wrong; then nothing has changed, but for [`NotLoaded::Unconfirmed`].
     pub(crate) async fn reload(&self) -> Result<Reloaded, NotLoaded> {
-        let mut last = self.reloading.lock().await;
+        let _turn = self.reloading.lock().await;
         let Read { config, access, policy, warnings } = self.read_again().await?;
+        // One that is gone or hangs is found before any is told.
+        self.ask_all(|answer| Request::Status { answer }).await?;
         let before = self.in_force();
         let policy = Arc::new(policy);
-        let generation = *last + 1;
-        *last = generation;
-        let order = |policy: &Arc<Policy>, generation| {
-            let policy = Arc::clone(policy);
-            move |answer| Request::Reload { policy: Arc::clone(&policy), generation, answer }
-        };
-        let cut = match self.ask_all(order(&policy, generation)).await {
-            Ok(cut) => cut,
-            Err(unanswered) => {
-                let generation = *last + 1;
-                *last = generation;
-                let back = order(&before.policy, generation);
-                for (shard, _) in &self.shards {
-                    // One that cannot take this one either is what the error speaks of.
-                    let _ = shard.ask(back(Box::new(|_| ())));
-                }
-                let InForce { policy, config, access, .. } = &*before;
-                let (policy, config) = (Arc::clone(policy), config.clone());
-                let access = access.clone();
-                self.put_in_force(InForce { policy, generation, config, access });
-                return Err(unanswered.into());
-            }
-        };
-        if config.limits != before.config.limits {
-            let (flows, memory) = shards::share(config.limits, self.shards.len());
-            for (shard, _) in &self.shards {
-                // One that is gone has no flows to limit.
-                let _ = shard.ask(Request::Limits { flows, memory });
-            }
-        }
-        self.put_in_force(InForce { policy, generation, config, access });
+        let generation = before.generation + 1;
+        let limits = shards::share(config.limits, self.shards.len());
+        let cut = self.tell_all(|answer| {
+            let policy = Arc::clone(&policy);
+            Request::Reload(request::Reload { policy, generation, limits, answer })
+        });
+        let loaded = SystemTime::now();
+        let policy = Arc::clone(&policy);
+        self.put_in_force(InForce { policy, generation, loaded, config, access });
+        let cut = cut.await;
         // A large policy takes a while to free.
         tokio::task::spawn_blocking(move || drop(before));
-        let cut = self.per_shard(cut, |flow| {
+        let cut = self.per_shard(cut.map_err(NotLoaded::Unconfirmed)?, |flow| {
             let (verdict, rule) = (flow.verdict, flow.rule.clone());
             (flow, verdict, rule)
         });
@@ -197,7 +184,7 @@ fn read(file: Option<&Path>, before: &Config) -> Result<Read, NotLoaded> {
         Some(file) => {
             let text = std::fs::read_to_string(file)
                 .map_err(|error| NotLoaded::Unreadable { file: file.to_owned(), error })?;
-            config::parse(file, &text)
+            config::whole(config::look(file, &text))
                 .map_err(|faults| NotLoaded::Configuration(Told::of_faults(&faults, &text)))?
         }
     };
@@ -232,6 +219,7 @@ impl NotLoaded {
             | Self::Files(_)
             | Self::NeedsRestart(_)
             | Self::Unanswered(_)
+            | Self::Unconfirmed(_)
             | Self::Crashed => &[],
         }
     }
@@ -240,8 +228,12 @@ impl NotLoaded {
     pub(crate) fn help(&self) -> Option<&'static str> {
         match self {
             Self::NeedsRestart(_) => Some("restart tunneld, or take the change back"),
-            Self::Unanswered(_) => Some("the policy before is in force, under a new generation"),
-            Self::Configuration(_) | Self::Policy(_) => Some("nothing has changed"),
+            Self::Unconfirmed(_) => {
+                Some("that shard judges by it as soon as it goes on; the daemon's log says more")
+            }
+            Self::Unanswered(_) | Self::Configuration(_) | Self::Policy(_) => {
+                Some("nothing has changed")
+            }
             Self::Unreadable { .. } | Self::Files(_) | Self::Crashed => None,
         }
     }

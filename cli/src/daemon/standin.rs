@@ -7,9 +7,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::SystemTime;
 
 use engine::policy::{Judgement, NoEnvironment, Policy, RuleId, Source, Verdict};
-use engine::{Fact, Facts, Reason, Report, Stage};
+use engine::{Counters, Fact, Facts, Reason, Report, Stage};
 use tunnel::driver::Unasked;
-use tunnel::driver::request::{Changed, Hits, Killed, Request, Status};
+use tunnel::driver::request::{Changed, Hits, Killed, Reload, Request, Status};
 
 use super::{Access, Daemon, Events, Parts, Shard};
 use crate::config::Config;
@@ -18,10 +18,14 @@ use crate::report::{Clock, tests::example};
 /// What the rest of the daemon holds of it.
 pub(crate) struct StandIn {
     requests: SyncSender<Request>,
+    manner: Manner,
 }
 
 impl Shard for StandIn {
     fn ask(&self, request: Request) -> Result<(), Unasked> {
+        if self.manner == Manner::Full && !matches!(request, Request::Reload(_)) {
+            return Err(Unasked::Busy);
+        }
         self.requests.send(request).map_err(|_| Unasked::Gone)
     }
 }
@@ -35,6 +39,10 @@ pub(crate) enum Manner {
     Silent,
     /// It ends at the first question.
     Ends,
+    /// It takes a reload and nothing else.
+    Full,
+    /// It takes a reload and never gets to it.
+    Hangs,
 }
 
 struct Carried {
@@ -49,7 +57,7 @@ impl StandIn {
         let (requests, received) = sync_channel(64);
         let carried = Carried { policy, generation: 1, flows, hits: 0 };
         std::thread::spawn(move || carried.run(&received, manner));
-        Self { requests }
+        Self { requests, manner }
     }
 }
 
@@ -58,8 +66,9 @@ impl Carried {
         let mut unanswered = Vec::new();
         while let Ok(request) = requests.recv() {
             match manner {
-                Manner::Answers => self.answer(request),
                 Manner::Silent => unanswered.push(request),
+                Manner::Hangs if matches!(request, Request::Reload(_)) => unanswered.push(request),
+                Manner::Answers | Manner::Full | Manner::Hangs => self.answer(request),
                 Manner::Ends => return,
             }
         }
@@ -67,7 +76,7 @@ impl Carried {
 
     fn answer(&mut self, request: Request) {
         match request {
-            Request::Reload { policy, generation, answer } => {
+            Request::Reload(Reload { policy, generation, answer, .. }) => {
                 assert!(generation > self.generation, "a generation that was taken before");
                 let (cut, kept) = std::mem::take(&mut self.flows)
                     .into_iter()
@@ -90,7 +99,7 @@ impl Carried {
                 });
                 answer(changed.collect());
             }
-            Request::Own(_) | Request::Limits { .. } => {}
+            Request::Own(_) => {}
             Request::Flows { answer } => answer(self.flows.clone()),
             Request::Kill { number, of, answer } => {
                 let at = self.flows.iter().position(|flow| flow.number == number);
@@ -111,13 +120,30 @@ impl Carried {
                 let hits = (0..).map(|at| if at == 0 { 0 } else { at + self.hits });
                 answer(Hits { generation: self.generation, rules: names.zip(hits).collect() });
             }
-            Request::Status { answer } => answer(Status {
-                generation: self.generation,
-                flows: self.flows.len(),
-                flows_opened: 1042,
-                memory: 3 << 20,
-                ..Status::default()
-            }),
+            Request::Status { answer } => answer(self.status()),
+        }
+    }
+}
+
+impl Carried {
+    /// With figures that differ from each other and add up.
+    fn status(&self) -> Status {
+        let mut counters = Counters { to_app: 11, to_egress: 700, held: 3, ..Counters::default() };
+        for (at, (dropped, reply)) in
+            (1..).zip(counters.dropped.iter_mut().zip(&mut counters.replies_dropped))
+        {
+            (*dropped, *reply) = (at, 100 + at);
+        }
+        counters.packets_in = 714 + counters.dropped.iter().sum::<u64>();
+        Status {
+            generation: self.generation,
+            flows: self.flows.len(),
+            flows_opened: 1042,
+            memory: 3 << 20,
+            counters,
+            panics: 5,
+            reports_lost: 6,
+            older: 7,
         }
     }
 }
@@ -174,7 +200,7 @@ impl Drop for Disk {
     }
 }
 
-pub(crate) const CONFIG: &str = "[policy]\ndirectory = \"policy.d\"\n";
+pub(crate) const CONFIG: &str = "[policy]\ndirectory = \"policy.d\"\n[guard]\nmode = \"open\"\n";
 /// A policy that allows the flows of the tests.
 pub(crate) const OPEN: &str = "policy 1\nblock tcp port 25\nallow tcp\ndefault block\n";
 /// One that ends those to port 80.
@@ -206,6 +232,7 @@ pub(crate) fn crowded(disk: &Disk, access: Access, manner: Manner, flows: u64) -
         access,
         events: Arc::default(),
         mark: None,
+        tracking: Arc::default(),
     })
 }
 

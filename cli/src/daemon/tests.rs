@@ -5,6 +5,7 @@ use std::sync::mpsc::channel;
 
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use tunnel::driver::request::Request;
 
 use super::standin::{CONFIG, Disk, Manner, NO_80, OPEN, daemon, events, flow};
 use super::{Access, Asked, AskedProtocol, KillError, NotLoaded, Unanswered, Unexplained, publish};
@@ -56,11 +57,17 @@ fn what_is_wrong_changes_nothing() {
             ("unknown key", "[policy]\nfile = 1\n", NO_80, "the configuration has errors"),
             (
                 "needs a restart",
-                "[device]\nmtu = 1400\nname = \"tun7\"\n[policy]\ndirectory = \"policy.d\"\n",
+                "[device]\nmtu = 1400\nname = \"tun7\"\n[guard]\nmode = \"open\"\n",
                 NO_80,
                 "`device.name`, `device.mtu` changed, which needs a restart",
             ),
-            ("no policy", "[policy]\ndirectory = \"none.d\"\n", NO_80, "No such file"),
+            ("no guard", "[policy]\ndirectory = \"policy.d\"\n", NO_80, "configuration has errors"),
+            (
+                "no policy",
+                "[policy]\ndirectory = \"none.d\"\n[guard]\nmode = \"open\"\n",
+                NO_80,
+                "No such file",
+            ),
             ("a bad policy", CONFIG, "policy 1\nalow tcp\n", "the policy has errors"),
             (
                 "a test fails",
@@ -106,25 +113,60 @@ fn reloads_come_one_after_the_other() {
     });
 }
 
+/// A shard that will not do its part is found before any other is told.
 #[test]
-fn a_shard_that_is_gone_leads_the_others_back() {
-    let disk = Disk::new("gone");
-    let daemon = daemon(&disk, Access::default(), Manner::Ends);
+fn a_reload_is_for_all_shards_or_for_none() {
+    for (manner, want) in [
+        (Manner::Ends, "shard 1 has ended"),
+        (Manner::Silent, "shard 1 did not answer within 5 s"),
+        (Manner::Full, "shard 1 is busy with other requests"),
+    ] {
+        let disk = Disk::new("none");
+        let daemon = daemon(&disk, Access::default(), manner);
+        runtime().block_on(async {
+            disk.write("policy.d/a.policy", NO_80);
+            let error = daemon.reload().await.map(|_| ()).expect_err(want);
+            assert_eq!((error.to_string().as_str(), error.help()), (want, NOTHING));
+            let in_force = daemon.in_force();
+            let rule = in_force.policy.rule_texts().next().map(|rule| rule.text);
+            assert_eq!((in_force.generation, rule.as_deref()), (1, Some("block tcp port 25")));
+            let other = daemon.ask_one(0, |answer| Request::Status { answer }).await;
+            let other = other.expect("a status");
+            assert_eq!((other.generation, other.flows), (1, 2), "{want}");
+        });
+    }
+}
+
+const NOTHING: Option<&str> = Some("nothing has changed");
+
+/// Once told, a shard has no other way than to follow: the policy is in force in all of them.
+#[test]
+fn a_shard_that_hangs_when_told_is_named_and_the_policy_is_in_force() {
+    let disk = Disk::new("hangs");
+    let daemon = daemon(&disk, Access::default(), Manner::Hangs);
     runtime().block_on(async {
         disk.write("policy.d/a.policy", NO_80);
-        let error = daemon.reload().await.map(|_| ()).expect_err("one shard is gone");
-        assert_eq!(error.to_string(), "shard 1 has ended");
-        // The old policy, under a number that no shard had.
+        let error = daemon.reload().await.map(|_| ()).expect_err("one shard hangs");
+        let want = "the policy is in force, but shard 1 did not answer within 5 s";
+        assert_eq!(error.to_string(), want);
+        assert_ne!(error.help(), NOTHING);
         let in_force = daemon.in_force();
-        assert_eq!(in_force.generation, 3);
-        assert_eq!(
-            in_force.policy.rule_texts().next().map(|r| r.text),
-            Some("block tcp port 25".to_owned())
-        );
-        assert_eq!(
-            daemon.kill("1-1".parse().expect("id"), None).await,
-            Err(KillError::Unanswered(Unanswered::Gone(1)))
-        );
+        let rule = in_force.policy.rule_texts().next().map(|rule| rule.text);
+        assert_eq!((in_force.generation, rule), (2, Some("block tcp port 80 id no-80".into())));
+        let other = daemon.ask_one(0, |answer| Request::Status { answer }).await;
+        let other = other.expect("a status");
+        assert_eq!((other.generation, other.flows), (2, 1));
+    });
+}
+
+#[test]
+fn a_busy_shard_is_named() {
+    let disk = Disk::new("busy");
+    let daemon = daemon(&disk, Access::default(), Manner::Full);
+    runtime().block_on(async {
+        let flow = "1-1".parse().expect("id");
+        assert_eq!(daemon.flows(None).await, Err(Unanswered::Busy(1)));
+        assert_eq!(daemon.kill(flow, None).await, Err(KillError::Unanswered(Unanswered::Busy(1))));
     });
 }
 

@@ -161,7 +161,7 @@ impl Engine {
         match decision.verdict {
             Verdict::Allow => self.allow(id),
             Verdict::Block => self.refuse(id, Cause::Blocked, Reason::Policy, now, sink),
-            Verdict::Drop => self.drop_silently(id, now),
+            Verdict::Drop => self.drop_silently(id, Reason::Policy, now),
         }
     }
 
@@ -229,8 +229,8 @@ impl Engine {
         }
     }
 
-    pub(super) fn drop_silently(&mut self, id: FlowId, now: Instant) {
-        self.become_answered(id, Answer::Silence, true, Reason::Policy, now);
+    pub(super) fn drop_silently(&mut self, id: FlowId, reason: Reason, now: Instant) {
+        self.become_answered(id, Answer::Silence, true, reason, now);
         self.arm(id);
     }
 

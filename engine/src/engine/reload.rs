@@ -7,7 +7,7 @@
 //! | the flow | same verdict | another |
 //! | --- | --- | --- |
 //! | held for owner or source | the new policy judges it anyway | |
-//! | held for the far side's answer | goes on | its socket goes; refused as if judged first |
+//! | held for the far side's answer | goes on | its socket goes; refused in the way of a first verdict |
 //! | open TCP | goes on | RST to both sides |
 //! | open UDP, echo | goes on | its socket goes; ICMP, or nothing where the verdict is `drop` |
 //! | answered by a verdict | forgotten: the next packet, or the app's next SYN, is judged | |
@@ -118,10 +118,10 @@ impl Engine {
         }
         // Whatever follows: nobody is told any more of what the policy before said.
         flow.opening.edition = Arc::clone(&self.edition);
-        let reason = match &flow.state {
+        let connecting = match &flow.state {
             State::Held(Held { waiting: Waiting::Owner | Waiting::Source, .. }) => return None,
-            State::Held(Held { waiting: Waiting::Egress(_), .. }) => Reason::Policy,
-            State::Stream(_) | State::Datagrams(_) | State::Echo { .. } => Reason::PolicyChanged,
+            State::Held(Held { waiting: Waiting::Egress(_), .. }) => true,
+            State::Stream(_) | State::Datagrams(_) | State::Echo { .. } => false,
             State::Answered(answered) => {
                 // A SYN is remembered without an answer for a verdict alone.
                 let dropped = answered.answer == Answer::Silence && answered.syn.is_some();
@@ -136,9 +136,10 @@ impl Engine {
         if before.is_some_and(|(verdict, _)| verdict == decision.verdict) {
             return None;
         }
+        let reason = Reason::PolicyChanged;
         let last = report(flow, Stage::Closed, Some(reason), now);
         let silent = decision.verdict == Verdict::Drop;
-        if reason == Reason::PolicyChanged {
+        if !connecting {
             self.cut(id, reason, silent, now, sink);
             return Some(last);
         }
@@ -146,7 +147,7 @@ impl Engine {
             self.outputs.push_back(Output::Close(id));
         }
         if silent {
-            self.drop_silently(id, now);
+            self.drop_silently(id, reason, now);
         } else {
             self.refuse(id, Cause::Blocked, reason, now, sink);
         }

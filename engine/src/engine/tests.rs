@@ -1,6 +1,9 @@
 //! Packet scripts against a whole engine; the far side and the host are played by hand.
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks for one output among all")]
 
+mod any_bytes;
+mod cost;
+mod limits;
 mod live;
 mod model;
 mod panics;
@@ -514,33 +517,6 @@ fn the_last_syn_is_the_one_that_is_answered() {
 }
 
 #[test]
-fn short_memory_ends_a_connection_and_nothing_else() {
-    let mut bench = Bench::new(config());
-    bench.packet(&udp(false, b"older"));
-    bench.now = bench.now + Duration::from_secs(2);
-    open(&mut bench, false);
-    bench.input(Input::EvictIdle);
-    assert!(bench.outputs.iter().any(|o| matches!(o, Output::Release(RingId(1), _))));
-    assert_eq!(bench.engine.flows(), 1, "the datagrams' flow stays");
-    bench.input(Input::EvictIdle);
-    assert_eq!(bench.engine.flows(), 1);
-}
-
-#[test]
-fn timers_do_not_outlive_their_flows_by_hours() {
-    let mut bench = Bench::new(config());
-    for _ in 0..1_500 {
-        let (_, next) = open(&mut bench, false);
-        // The SYN-ACK's timer gives way to the idle one.
-        bench.wait(Duration::from_secs(2));
-        bench.packet(&tcp(false, RST, 1001, next, b""));
-        bench.outputs.clear();
-    }
-    assert_eq!(bench.engine.flows(), 0);
-    assert!(bench.engine.timers.len() < 1_100, "{} entries", bench.engine.timers.len());
-}
-
-#[test]
 fn strangers_get_resets_and_resets_get_nothing() {
     let mut bench = Bench::new(config());
     assert_eq!(bench.packet(&tcp(false, ACK, 1, 77, b"x")), Outcome::ToApp);
@@ -650,189 +626,6 @@ fn loopback_is_no_destination_but_for_what_stands_for_it() {
     }
 }
 
-#[test]
-fn limits_evict_the_flow_that_was_idle_longest() {
-    let mut bench = Bench::new(Config { flows: 4, half_open: 4, ..config() });
-    let mut mappings = Vec::new();
-    for port in 0..6u16 {
-        let mut packet = udp(false, b"x");
-        packet[20..22].copy_from_slice(&(1000 + port).to_be_bytes());
-        packet[26..28].fill(0);
-        bench.packet(&packet);
-        mappings.push(port);
-        bench.now = bench.now + Duration::from_secs(2);
-    }
-    assert_eq!(bench.engine.flows(), 4);
-    let ended: Vec<u16> = bench
-        .outputs
-        .iter()
-        .filter_map(|output| match output {
-            Output::Report(r) if r.reason == Some(Reason::Limit) => Some(r.client.port()),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(ended, [1000, 1001]);
-}
-
-#[test]
-fn timers_say_when_and_nothing_wakes_without_flows() {
-    let mut bench = Bench::new(config());
-    assert_eq!(bench.engine.poll_timeout(), None);
-    bench.packet(&udp(false, b"x"));
-    assert!(bench.engine.poll_timeout().is_some());
-    bench.input(Input::Shutdown);
-    assert_eq!(bench.engine.poll_timeout(), None);
-    assert_eq!(bench.engine.flows(), 0);
-}
-
-#[test]
-fn an_idle_connection_gives_its_memory_back_once() {
-    let mut bench = Bench::new(config());
-    let (id, next) = open(&mut bench, false);
-    let trims = |bench: &Bench| {
-        bench.outputs.iter().filter(|o| matches!(o, Output::Trim(RingId(1)))).count()
-    };
-    write(&mut bench, id, &[7; 8000]);
-    bench.wait(Duration::from_secs(11));
-    assert_eq!(trims(&bench), 0, "the app has not acknowledged: the ring is not empty");
-    write(&mut bench, id, b"x");
-    bench.packet(&tcp(false, ACK, 1001, next + 8001, b""));
-    write(&mut bench, id, &[7; 8000]);
-    bench.packet(&tcp(false, ACK, 1001, next + 16001, b""));
-    bench.wait(Duration::from_secs(11));
-    bench.wait(Duration::from_secs(60));
-    assert_eq!(trims(&bench), 1);
-    let (at, _) = bench.engine.poll_timeout().expect("the idle timer");
-    assert!(at.since(bench.now) > Duration::from_secs(3600), "no wake-up until then");
-}
-
 fn total(counters: &Counters) -> u64 {
     counters.to_app + counters.to_egress + counters.held + counters.dropped.iter().sum::<u64>()
-}
-
-/// `cargo test --release -p engine -- --ignored --nocapture a_packet_costs`
-#[test]
-#[ignore = "a measurement"]
-#[allow(clippy::disallowed_methods, reason = "it reads the clock to measure")]
-fn what_a_packet_costs_by_the_number_of_flows() {
-    let trusted = Received { checksum: crate::Checksum::Trusted, segment: None };
-    let of = |flow: usize, mut packet: Vec<u8>| {
-        packet[14..16].copy_from_slice(&(flow as u16).to_be_bytes());
-        packet[10..12].fill(0);
-        let checksum = finish(sum(&packet[..20]));
-        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
-        packet
-    };
-    for (flows, size) in
-        [1, 1_000, 10_000].into_iter().flat_map(|flows| [(flows, 100), (flows, 1_400)])
-    {
-        let mut bench = Bench::new(Config {
-            flows: 20_000,
-            half_open: 20_000,
-            reports: false,
-            offload: true,
-            ..config()
-        });
-        let mut next = Vec::new();
-        for flow in 0..flows {
-            let syn = of(flow, tcp(false, SYN, 1000, 0, b""));
-            bench.engine.handle_packet(&syn, trusted, bench.now, &mut bench.wire);
-            bench.run();
-            let id = bench.connect_asked();
-            bench.input(Input::Connected(id, 1, rings(flow as u32)));
-            let syn_ack = bench.take_app().pop().expect("a SYN-ACK");
-            next.push((id, 1001u32, syn_ack.sequence.wrapping_add(1)));
-        }
-        let payload = vec![7u8; size];
-        let mut random = 1u64;
-        let mut packets: Vec<_> = (0..200_000)
-            .map(|_| {
-                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                let flow = (random >> 33) as usize % flows;
-                let (id, sequence, acknowledgement) = &mut next[flow];
-                let at = *sequence;
-                *sequence = sequence.wrapping_add(size as u32);
-                (*id, flow, at, *acknowledgement)
-            })
-            .collect();
-        let mut packet = of(0, tcp(false, ACK, 0, 0, &payload));
-        let began = std::time::Instant::now();
-        for (id, flow, sequence, acknowledgement) in packets.drain(..) {
-            packet[24..28].copy_from_slice(&sequence.to_be_bytes());
-            packet[28..32].copy_from_slice(&acknowledgement.to_be_bytes());
-            packet = of(flow, packet);
-            bench.engine.handle_packet(&packet, trusted, bench.now, &mut bench.wire);
-            while let Some(()) = bench.engine.with_app_data(id, bench.now, |data| (data.len(), ()))
-            {
-            }
-            bench.engine.settle(id, bench.now, &mut bench.wire);
-            while bench.engine.next_dirty().is_some() {}
-            bench.wire.to_app.clear();
-        }
-        let nanos = began.elapsed().as_nanos() as f64 / 200_000.0;
-        println!("{flows} flows: {nanos:.0} ns for {size} bytes in, read and acknowledged");
-    }
-}
-
-mod any_bytes {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// A packet that is nearly right: some bytes changed, cut or grown.
-    fn mutated() -> impl Strategy<Value = Vec<u8>> {
-        let base = (any::<bool>(), 0..6usize).prop_map(|(v6, kind)| match kind {
-            0 => tcp(v6, SYN, 1000, 0, b""),
-            1 => tcp(v6, ACK, 1001, 5, b"data"),
-            2 => tcp(v6, ACK | FIN, 1001, 5, b""),
-            3 => tcp(v6, RST, 1001, 0, b""),
-            4 => udp(v6, b"datagram"),
-            _ => echo(v6, 1, 1),
-        });
-        let edits = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-        (base, edits, any::<Option<prop::sample::Index>>()).prop_map(|(mut packet, edits, cut)| {
-            for (at, byte) in edits {
-                let at = at.index(packet.len());
-                packet[at] = byte;
-            }
-            if let Some(cut) = cut {
-                packet.truncate(cut.index(packet.len() + 1));
-            }
-            packet
-        })
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
-
-        /// Any bytes end in one counted outcome, and an open flow does not notice.
-        #[test]
-        fn end_in_one_counted_outcome(
-            packets in prop::collection::vec(
-                prop_oneof![mutated(), prop::collection::vec(any::<u8>(), 0..200)], 1..40,
-            ),
-            trusted in any::<bool>(),
-        ) {
-            let mut bench = Bench::new(config());
-            let checksum = if trusted { crate::Checksum::Trusted } else { crate::Checksum::Unknown };
-            for packet in &packets {
-                let received = Received { checksum, segment: None };
-                bench.engine.handle_packet(packet, received, bench.now, &mut bench.wire);
-                bench.run();
-                if let Some(at) = bench.outputs.iter().position(|o| matches!(o, Output::Connect(..)))
-                    && let Output::Connect(id, ..) = bench.outputs.remove(at)
-                {
-                    bench.input(Input::Connected(id, 1, rings(3)));
-                }
-                bench.now = bench.now + Duration::from_millis(50);
-                bench.engine.handle_timeout(bench.now, &mut bench.wire);
-                bench.run();
-            }
-            let counters = bench.engine.counters();
-            prop_assert_eq!(counters.packets_in, packets.len() as u64);
-            prop_assert_eq!(total(counters), counters.packets_in);
-            bench.input(Input::Shutdown);
-            prop_assert_eq!(bench.engine.flows(), 0);
-            prop_assert_eq!(bench.engine.poll_timeout().filter(|(_, name)| *name == "flow"), None);
-        }
-    }
 }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::netns::{self, Netns};
 
@@ -228,6 +228,14 @@ impl Running {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Writes to its standard input, left open by [`Program::open_input`].
+    pub fn types(&self, text: &str) -> Result<()> {
+        let input = self.input.lock().expect("no holder panics");
+        let input = input.as_ref().context("its input was closed")?;
+        ensure!(rustix::io::write(input, text.as_bytes())? == text.len(), "its input is full");
+        Ok(())
     }
 
     /// Ends its standard input, left open by [`Program::open_input`].

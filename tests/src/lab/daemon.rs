@@ -5,7 +5,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -103,13 +103,7 @@ impl Daemon {
 
     /// Asks for its status over the socket itself, without a process in between.
     pub fn status(&self) -> Result<()> {
-        let mut stream = UnixStream::connect(self.socket())?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.write_all(b"GET /v1/status HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        Ok(())
+        ask(&self.socket(), "/v1/status").map(drop)
     }
 
     /// Replaces its policy and reloads: what the verb said.
@@ -150,6 +144,17 @@ impl Daemon {
         running.signal(signal)?;
         running.wait()
     }
+}
+
+/// Asks over a daemon's socket itself, from whatever thread: the whole answer.
+pub fn ask(socket: &Path, path: &str) -> Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: d\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    Ok(answer)
 }
 
 fn running_text(daemon: &Daemon) -> String {

@@ -1,7 +1,10 @@
 //! Requests to a running shard: what is answered at once, and what goes over its flows.
 //!
-//! At most one reload runs, and any number of other walks in turn. Each turn of the loop does
-//! one piece of the reload and one piece of one walk; packets have the rest.
+//! At most one reload runs, and a few other walks in turn ([`WALKS`], [`KILLS`]). Each turn of
+//! the loop does one piece of the reload and one piece of one walk; packets have the rest.
+//!
+//! [`WALKS`]: crate::driver::queue::WALKS
+//! [`KILLS`]: crate::driver::queue::KILLS
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,14 +13,15 @@ use engine::policy::Policy;
 use engine::{Instant, PIECE, Report, Walk};
 
 use crate::device::Device;
-use crate::driver::request::{Answer, Changed, Hits, Killed, Request, Status};
-use crate::driver::{Driver, REQUESTS};
+use crate::driver::Driver;
+use crate::driver::queue::{Queued, REQUESTS, Turn};
+use crate::driver::request::{self, Answer, Changed, Hits, Killed, Request, Status};
 
 /// What is under way.
 #[derive(Debug, Default)]
 pub(super) struct Jobs {
     reload: Option<Reload>,
-    walks: VecDeque<Job>,
+    walks: VecDeque<(Job, Option<Turn>)>,
     /// The queue of requests was not emptied.
     more: bool,
 }
@@ -36,15 +40,23 @@ enum Job {
 }
 
 impl<D: Device> Driver<D> {
+    /// Takes a reload that waits: the first thing of each turn, and before each request, so
+    /// that whatever is asked after a reload was ordered is answered after it began.
+    pub(super) fn take_reload(&mut self, now: Instant) {
+        let Some(reload) = self.reload.take() else { return };
+        self.guard(now, |driver| driver.begin(reload));
+    }
+
     /// Takes what waits in the queue of requests.
     pub(super) fn take_requests(&mut self, now: Instant) {
         self.jobs.more = true;
         for _ in 0..REQUESTS {
-            let Ok(request) = self.requests.try_recv() else {
+            let Ok(queued) = self.requests.try_recv() else {
                 self.jobs.more = false;
                 return;
             };
-            self.guard(now, |driver| driver.take_request(request));
+            self.take_reload(now);
+            self.guard(now, |driver| driver.take_request(queued));
         }
     }
 
@@ -65,35 +77,38 @@ impl<D: Device> Driver<D> {
                 self.jobs.reload = Some(reload);
             }
         }
-        if let Some(mut job) = self.jobs.walks.pop_front() {
+        if let Some((mut job, turn)) = self.jobs.walks.pop_front() {
             let over = self.guard(now, |driver| driver.piece(&mut job, now));
             self.answer(now);
             if over == Some(true) {
+                // Who has the answer may ask again at once.
+                drop(turn);
                 self.guard(now, |_| job.finish());
             } else {
-                self.jobs.walks.push_back(job);
+                self.jobs.walks.push_back((job, turn));
             }
         }
         self.jobs.more || self.jobs.reload.is_some() || !self.jobs.walks.is_empty()
     }
 
-    fn take_request(&mut self, request: Request) {
+    fn begin(&mut self, reload: request::Reload) {
+        let request::Reload { policy, generation, limits, answer } = reload;
+        self.engine.reload(policy, generation);
+        self.engine.set_limit(limits.flows);
+        self.rings.set_budget(limits.memory);
+        let reload = Reload { walk: Walk::default(), cut: Vec::new(), answer };
+        if let Some(earlier) = self.jobs.reload.replace(reload) {
+            (earlier.answer)(earlier.cut);
+        }
+    }
+
+    fn take_request(&mut self, Queued { request, turn }: Queued) {
         let walk = Walk::default();
-        self.jobs.walks.push_back(match request {
-            Request::Reload { policy, generation, answer } => {
-                self.engine.reload(policy, generation);
-                let reload = Reload { walk, cut: Vec::new(), answer };
-                if let Some(earlier) = self.jobs.reload.replace(reload) {
-                    (earlier.answer)(earlier.cut);
-                }
-                return;
-            }
+        let job = match request {
+            // It never waits in the queue.
+            Request::Reload(reload) => return self.begin(reload),
             Request::Status { answer } => return answer(self.status()),
             Request::Own(addresses) => return self.engine.set_host_addresses(addresses),
-            Request::Limits { flows, memory } => {
-                self.engine.set_limit(flows);
-                return self.rings.set_budget(memory);
-            }
             Request::Compare { policy, answer } => {
                 Job::Compare { policy, walk, changed: Vec::new(), answer }
             }
@@ -107,7 +122,8 @@ impl<D: Device> Driver<D> {
                 hits: Hits { generation: self.engine.generation(), rules: Vec::new() },
                 answer,
             },
-        });
+        };
+        self.jobs.walks.push_back((job, turn));
     }
 
     fn status(&self) -> Status {

@@ -1,9 +1,11 @@
 //! What a running shard is asked from outside, and how it answers.
 //!
-//! A request waits in the shard's queue until the next turn of its loop. What takes long is
-//! done in pieces of at most [`engine::PIECE`] flows a turn, between which packets flow. Every
-//! request that has an answer is answered once; one whose shard ends first has its answer dropped, which the asker notices by
-//! whatever the closure holds (a channel's sender).
+//! A request waits in the shard's queue until the next turn of its loop; a reload waits in a
+//! place of its own, which is never taken. What takes long is done in pieces of at most
+//! [`engine::PIECE`] flows a turn, between which packets flow, and a shard takes few of that
+//! kind at once. Every request that has an answer is answered once; one whose shard ends first
+//! has its answer dropped, which the asker notices by whatever the closure holds (a channel's
+//! sender).
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,23 +14,14 @@ use std::sync::Arc;
 use engine::policy::{Policy, Verdict};
 use engine::{Counters, Report};
 
-/// Called once with the answer, on the shard's thread: hand it on and return.
+/// Called once with the answer, on the shard's thread (for a reload that gave way to another
+/// before it began, on the other's asker's): hand it on and return.
 pub type Answer<T> = Box<dyn FnOnce(T) + Send>;
 
 /// A question or an order.
 pub enum Request {
-    /// From now on judge by this policy; live flows are judged again on their kept facts, and
-    /// exactly those whose verdict changed are cut. Answered when the last flow was judged.
-    Reload {
-        /// The policy. The one before is freed by whoever lets go of it last, which takes a
-        /// while for a large one: hold it until this is answered, when the shard has let go.
-        policy: Arc<Policy>,
-        /// Its number, greater than the one in force.
-        generation: u64,
-        /// The flows that were cut, as they ended. Another reload that comes before the last
-        /// flow was judged takes over: this one is answered then, with what it cut.
-        answer: Answer<Vec<Report>>,
-    },
+    /// From now on judge by another policy. Never [`Unasked::Busy`](super::Unasked::Busy).
+    Reload(Reload),
     /// Which live flows would a [`Request::Reload`] cut? Nothing is changed.
     Compare {
         /// The policy to compare with.
@@ -62,26 +55,51 @@ pub enum Request {
     },
     /// This host's addresses beside the device's are these now. New flows count by them.
     Own(Vec<IpAddr>),
-    /// Other limits. What exceeds them now gives way as new flows come.
-    Limits {
-        /// Flows at once.
-        flows: usize,
-        /// Bytes of ring memory.
-        memory: usize,
-    },
+}
+
+/// Another policy, and what a flow and all of them may use from then on.
+///
+/// The shard begins with it at the start of its next turn, and before whatever it is asked
+/// after it. Live flows, those that came up to then too, are judged again on their kept facts,
+/// and exactly those whose verdict changed are cut. Answered when the last flow was judged.
+pub struct Reload {
+    /// The policy. The one before is freed by whoever lets go of it last, which takes a
+    /// while for a large one: hold it until this is answered, when the shard has let go.
+    pub policy: Arc<Policy>,
+    /// Its number, greater than the one in force.
+    pub generation: u64,
+    /// What exceeds them now gives way as new flows come.
+    pub limits: Limits,
+    /// The flows that were cut, as they ended. Another reload that comes before the last
+    /// flow was judged takes over: this one is answered then, with what it cut.
+    pub answer: Answer<Vec<Report>>,
+}
+
+impl fmt::Debug for Reload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reload").field("generation", &self.generation).finish_non_exhaustive()
+    }
+}
+
+/// What a shard may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows at once.
+    pub flows: usize,
+    /// Bytes of ring memory.
+    pub memory: usize,
 }
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Reload { .. } => "Reload",
+            Self::Reload(_) => "Reload",
             Self::Compare { .. } => "Compare",
             Self::Flows { .. } => "Flows",
             Self::Kill { .. } => "Kill",
             Self::Hits { .. } => "Hits",
             Self::Status { .. } => "Status",
             Self::Own(_) => "Own",
-            Self::Limits { .. } => "Limits",
         })
     }
 }

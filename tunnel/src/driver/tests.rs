@@ -12,7 +12,7 @@ use engine::{Config, Own, Reason, Services, Stage};
 use super::*;
 use crate::device::memory::App;
 use crate::device::{Memory, TxOffload};
-use crate::driver::request::{Answer, Killed};
+use crate::driver::request::{Answer, Killed, Limits, Reload};
 use crate::namespace;
 
 const SETUP: &str = "
@@ -26,6 +26,7 @@ const A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const TUN: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 const PATIENCE: Duration = Duration::from_secs(10);
+const LIMITS: Limits = Limits { flows: 1000, memory: 16 << 20 };
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -102,8 +103,8 @@ impl Shard {
             mtu: 1500,
             offload: true,
             udp_offload: true,
-            flows: 1000,
-            half_open: 1000,
+            flows: LIMITS.flows,
+            half_open: LIMITS.flows,
             own,
             reports: true,
             services: Services::default(),
@@ -115,7 +116,7 @@ impl Shard {
             engine: Engine::new(config, policy(rules), Instant::ZERO),
             routes: Routes::open().unwrap(),
             owners: None,
-            rings: Pool::new(16 << 20),
+            rings: Pool::new(LIMITS.memory),
             mark: None,
             shard: 3,
             reports: Some(sender),
@@ -145,7 +146,12 @@ impl Shard {
     }
 
     fn reload(&self, rules: &str, generation: u64) -> Receiver<Vec<Report>> {
-        self.ask(|answer| Request::Reload { policy: policy(rules), generation, answer })
+        self.reload_with(rules, generation, LIMITS)
+    }
+
+    fn reload_with(&self, rules: &str, generation: u64, limits: Limits) -> Receiver<Vec<Report>> {
+        let policy = policy(rules);
+        self.ask(|answer| Request::Reload(Reload { policy, generation, limits, answer }))
     }
 
     fn kill(&self, number: u64, of: Option<u32>) -> Killed {
@@ -434,6 +440,110 @@ fn the_newest_of_two_reloads_counts() {
     });
 }
 
+/// Holds a shard up until what is returned is dropped.
+fn hold_up(shard: &Shard) -> Sender<()> {
+    let (held, (go, wait)) = (channel(), channel::<()>());
+    let answer = move |_| {
+        held.0.send(()).unwrap();
+        let _ = wait.recv();
+    };
+    shard.handle.ask(Request::Status { answer: Box::new(answer) }).unwrap();
+    held.1.recv_timeout(PATIENCE).unwrap();
+    go
+}
+
+#[test]
+fn a_reload_finds_no_queue_full_and_counts_for_the_next_packet() {
+    namespace::within(SETUP, || {
+        let mut shard = Shard::start("", Own::Every);
+        let (a, b) = (udp_server(A), udp_server(B));
+        shard.echo(1000, a);
+        let go = hold_up(&shard);
+        let fill = || shard.handle.ask(Request::Own(Vec::new()));
+        assert_eq!(std::iter::repeat_with(fill).find_map(Result::err), Some(Unasked::Busy));
+        let first = shard.reload("block to 192.0.2.1", 2);
+        let second = shard.reload("block to 192.0.2.2 id second", 3);
+        assert!(first.try_recv().unwrap().is_empty(), "it never began");
+        // It is in the device before the shard knows of the policy.
+        shard.datagram(1001, b, b"x");
+        drop(go);
+        assert!(second.recv_timeout(PATIENCE).unwrap().is_empty());
+        shard.receive(1001);
+        shard.echo(1000, a);
+        assert_eq!(shard.status().generation, 3);
+        let (_, reports) = shard.stop();
+        let refused: Vec<_> = reports.iter().filter(|r| r.client.port() == 1001).collect();
+        assert_eq!((refused[0].rule.as_deref(), refused[0].generation), (Some("second"), 3));
+    });
+}
+
+#[test]
+fn what_is_asked_after_a_reload_was_ordered_is_answered_after_it_began() {
+    namespace::within(SETUP, || {
+        let shard = Shard::start("", Own::Every);
+        for generation in 2..10 {
+            let go = hold_up(&shard);
+            let reload = shard.reload("", generation);
+            let status = shard.ask(|answer| Request::Status { answer });
+            drop(go);
+            assert_eq!(status.recv_timeout(PATIENCE).unwrap().generation, generation);
+            reload.recv_timeout(PATIENCE).unwrap();
+        }
+        shard.stop();
+    });
+}
+
+#[test]
+fn what_goes_over_all_flows_is_bounded() {
+    namespace::within(SETUP, || {
+        let mut shard = Shard::start("", Own::Every);
+        let a = udp_server(A);
+        for port in 0..600 {
+            shard.echo(1000 + port, a);
+        }
+        for round in 0..3 {
+            let go = hold_up(&shard);
+            let answers = std::cell::RefCell::new(Vec::new());
+            // Each way of asking until it is refused: how often it was not.
+            let most = |request: &dyn Fn(Answer<()>) -> Request| {
+                let taken = std::iter::repeat_with(|| {
+                    let (sender, answer) = channel();
+                    let asked =
+                        shard.handle.ask(request(Box::new(move |it| sender.send(it).unwrap())));
+                    asked.map(|()| answers.borrow_mut().push(answer))
+                });
+                let mut count = 0;
+                let refused = taken.inspect(|asked| count += usize::from(asked.is_ok()));
+                let refused = refused.take(100).find_map(Result::err);
+                assert_eq!(refused, Some(Unasked::Busy));
+                count
+            };
+            let list = |done: Answer<()>| Request::Flows {
+                answer: Box::new(|flows| {
+                    assert_eq!(flows.len(), 600);
+                    done(());
+                }),
+            };
+            let hits = |done: Answer<()>| Request::Hits { answer: Box::new(|_| done(())) };
+            let kill = |done: Answer<()>| Request::Kill {
+                number: 9999,
+                of: None,
+                answer: Box::new(|killed| {
+                    assert_eq!(killed, Killed::NoSuchFlow);
+                    done(());
+                }),
+            };
+            assert_eq!(most(&list), queue::WALKS, "round {round}");
+            assert_eq!(most(&hits), 0, "lists and counts share their turns");
+            assert_eq!(most(&kill), queue::KILLS, "round {round}");
+            drop(go);
+            let answers = answers.into_inner();
+            assert!(answers.iter().all(|answer| answer.recv_timeout(PATIENCE).is_ok()));
+        }
+        shard.stop();
+    });
+}
+
 #[test]
 fn an_order_ends_a_flow_for_who_may_give_it() {
     namespace::within(SETUP, || {
@@ -491,11 +601,13 @@ fn limits_change_while_flows_live() {
         let (a, ..) = tcp_server(A);
         let mut older = Connection::open(&mut shard, 40_001, a);
         older.echo(&mut shard);
-        shard.handle.ask(Request::Limits { flows: 8, memory: 1024 }).unwrap();
+        let few = Limits { flows: 8, memory: 1024 };
+        shard.reload_with("", 2, few).recv_timeout(PATIENCE).unwrap();
         let refused = Connection::syn(&shard, SocketAddrV4::new(TUN, 40_002), a);
         refused.is_reset(&mut shard);
         older.is_reset(&mut shard);
-        shard.handle.ask(Request::Limits { flows: 8, memory: 16 << 20 }).unwrap();
+        let more = Limits { flows: 8, ..LIMITS };
+        shard.reload_with("", 3, more).recv_timeout(PATIENCE).unwrap();
         Connection::open(&mut shard, 40_003, a).echo(&mut shard);
         let sink = udp_server(A);
         for port in 0..12 {

@@ -14,12 +14,12 @@ use engine::DeviceName;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::nft;
 use super::plan::{Capture, Plan};
 use super::seen::{Ipv6, Seen};
+use super::{links, nft};
 
 /// One change of a host. Each is journaled, applied and undone on its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "change", rename_all = "kebab-case")]
 pub enum Change {
     /// A value of `/proc/sys/net/{key}`.
@@ -31,10 +31,28 @@ pub enum Change {
         /// What is put back.
         before: String,
     },
+    /// No check of sources against the routes (`rp_filter`) on one device, whatever it is called by
+    /// then.
+    ReversePath {
+        /// The device.
+        device: Device,
+        /// What is put back.
+        before: String,
+    },
+    /// The same for devices that appear later, which take the value of `default` over.
+    LaterReversePath {
+        /// What is put back: to `default`, and to every device that appeared with ours.
+        before: String,
+        /// The indices of those that were there already.
+        known: Vec<u32>,
+    },
     /// The nftables table `inet tunneld`.
     NftTable {
         /// Its text.
         ruleset: String,
+        /// The text that makes it one that tracks connections, while it is in force: see
+        /// [`Switch`](super::tracking::Switch). `None`: it does already.
+        tracking: Option<String>,
     },
     /// The table's sets of connections that are older than it, filled with what the kernel
     /// knows at that moment.
@@ -72,8 +90,30 @@ pub enum Change {
     Rule(Rule),
 }
 
+impl Change {
+    /// Whether it gives a setting a value.
+    pub(super) fn is_setting(&self) -> bool {
+        matches!(
+            self,
+            Self::Sysctl { .. } | Self::ReversePath { .. } | Self::LaterReversePath { .. }
+        )
+    }
+
+    /// Whether both give a value to one setting.
+    pub(super) fn sets_the_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Sysctl { key, .. }, Self::Sysctl { key: other, .. }) => key == other,
+            (Self::ReversePath { device, .. }, Self::ReversePath { device: other, .. }) => {
+                device.index == other.index
+            }
+            (Self::LaterReversePath { .. }, Self::LaterReversePath { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
 /// A device, as it was when the change was made: another one of its name isn't meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Device {
     /// Its name.
     #[serde(with = "name")]
@@ -83,7 +123,7 @@ pub struct Device {
 }
 
 /// Where a route leads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Via {
     /// Into a device.
@@ -100,7 +140,7 @@ pub enum Via {
 }
 
 /// A rule of policy routing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rule {
     /// The IP version whose packets it sees.
     pub family: Family,
@@ -113,7 +153,7 @@ pub struct Rule {
 }
 
 /// An IP version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Family {
     /// IPv4.
@@ -123,7 +163,7 @@ pub enum Family {
 }
 
 /// Which packets a rule takes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Takes {
     /// Every one.
@@ -144,6 +184,9 @@ pub enum Takes {
     },
     /// Those that came in by this device.
     From(#[serde(with = "name")] DeviceName),
+    /// This host's own that may leave by this device alone, mostly for their socket being bound
+    /// to it.
+    BoundTo(#[serde(with = "name")] DeviceName),
     /// This host's own.
     Own,
     /// This host's own of one TCP connection.
@@ -163,7 +206,7 @@ pub enum Takes {
 }
 
 /// What becomes of the packets that a rule takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Then {
     /// They are looked up in this table.
@@ -181,8 +224,12 @@ pub fn changes(plan: &Plan, seen: &Seen) -> Vec<Change> {
     let captures = plan.capture != Capture::Nothing;
     let mut changes = Vec::new();
     if captures {
-        changes.extend(sysctls(plan, seen));
-        changes.push(Change::NftTable { ruleset: nft::ruleset(plan, seen) });
+        changes.extend(sysctls(seen));
+        changes.extend(links::reverse_paths(seen));
+        changes.push(Change::NftTable {
+            ruleset: nft::ruleset(plan, seen),
+            tracking: (!plan.tracks).then(|| nft::tracking(plan, seen)),
+        });
         changes.push(Change::Accepted);
     }
     let device = Device { name: plan.device, index: seen.index(plan.device).unwrap_or(0) };
@@ -194,10 +241,7 @@ pub fn changes(plan: &Plan, seen: &Seen) -> Vec<Change> {
             .filter(|address| ipv6 || address.addr().is_ipv4())
             .map(|&address| Change::Address { device, address }),
     );
-    let families: &[Family] = match seen.ipv6 {
-        Ipv6::Absent => &[Family::V4],
-        Ipv6::Disabled | Ipv6::Usable => &[Family::V4, Family::V6],
-    };
+    let families = families(seen);
     for &family in families {
         changes.extend(routes(plan, family, device, family == Family::V4 || ipv6));
     }
@@ -207,32 +251,32 @@ pub fn changes(plan: &Plan, seen: &Seen) -> Vec<Change> {
     changes
 }
 
-/// The settings without which this host would be deaf to connections from outside.
-fn sysctls(plan: &Plan, seen: &Seen) -> Vec<Change> {
+/// The IP versions that this host has rules and routes of.
+pub(super) fn families(seen: &Seen) -> &'static [Family] {
+    match seen.ipv6 {
+        Ipv6::Absent => &[Family::V4],
+        Ipv6::Disabled | Ipv6::Usable => &[Family::V4, Family::V6],
+    }
+}
+
+/// The settings without which this host would be deaf to connections from outside, as far as they
+/// have another value. Those of a device are [`links`]'.
+pub(super) fn sysctls(seen: &Seen) -> Vec<Change> {
     // A mark on a connection's first packet is its socket's too, and an answer without a socket
     // (RST, echo reply, ICMP error) has the mark of what it answers. `src_valid_mark`: a
     // source is looked up with the packet's mark.
-    const WANTED: [(&str, &str); 4] = [
+    const WANTED: [(&str, &str); 5] = [
         ("ipv4/conf/all/src_valid_mark", "1"),
         ("ipv4/tcp_fwmark_accept", "1"),
         ("ipv4/fwmark_reflect", "1"),
         ("ipv6/fwmark_reflect", "1"),
+        ("ipv4/conf/all/rp_filter", links::UNCHECKED),
     ];
-    // ARP looks its sender up without any mark, so that with reverse path filtering on nobody's
-    // question is answered. The ruleset checks sources instead.
-    let strict = ["all", "default", plan.device.as_str()]
+    WANTED
         .into_iter()
-        .chain(seen.devices.iter().map(|device| device.name.as_str()))
-        .filter(|name| *name != "lo")
-        .map(|name| (format!("ipv4/conf/{name}/rp_filter"), "0"));
-    let mut keys: Vec<(String, &str)> =
-        WANTED.into_iter().map(|(key, value)| (key.to_owned(), value)).chain(strict).collect();
-    let mut known = std::collections::BTreeSet::new();
-    keys.retain(|(key, _)| known.insert(key.clone()));
-    keys.into_iter()
         .filter_map(|(key, value)| {
-            let before = seen.settings.get(&key)?.clone();
-            let value = value.to_owned();
+            let before = seen.settings.get(key)?.clone();
+            let (key, value) = (key.to_owned(), value.to_owned());
             (before != value).then_some(Change::Sysctl { key, value, before })
         })
         .collect()
@@ -289,9 +333,12 @@ fn link_scoped(v4: bool) -> Vec<IpNet> {
 /// behind the route lookup, which finds no route when the device is gone; so that whoever is
 /// logged in stays so, the first of them have a rule each.
 ///
+/// What may leave by one device alone can't go into the TUN: it keeps the path that it would have
+/// without us.
+///
 /// Forwarded packets into the TUN have a mark that only says so. An ICMP error that this host
 /// itself sends about one has its mark, and must go back to where that came from.
-fn rules(plan: &Plan, family: Family, seen: &Seen) -> Vec<Change> {
+pub(super) fn rules(plan: &Plan, family: Family, seen: &Seen) -> Vec<Change> {
     if plan.captured(family == Family::V4).is_empty() {
         return Vec::new();
     }
@@ -302,6 +349,8 @@ fn rules(plan: &Plan, family: Family, seen: &Seen) -> Vec<Change> {
         rule(after, Takes::All, Then::Nop),
         rule(before, Takes::From(plan.device), Then::Goto(after)),
     ];
+    let bound = links::bound_to(plan, seen);
+    rules.extend(bound.map(|device| rule(before, Takes::BoundTo(device), Then::Goto(after))));
     let v4 = family == Family::V4;
     let connections = seen.accepted.iter().filter(|(here, _)| here.is_ipv4() == v4);
     rules.extend(
@@ -380,7 +429,10 @@ mod tests {
     use super::*;
 
     fn seen(ipv6: Ipv6) -> Seen {
-        let device = |name, index| SeenDevice { name: DeviceName::new(name).unwrap(), index };
+        let device = |name, index, port| {
+            let name = DeviceName::new(name).unwrap();
+            SeenDevice { name, index, port }
+        };
         let settings = [
             ("ipv4/conf/all/rp_filter", "0"),
             ("ipv4/conf/default/rp_filter", "2"),
@@ -391,7 +443,12 @@ mod tests {
         ];
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let accepted = vec![("192.0.2.1:22".parse().unwrap(), "192.0.2.2:4000".parse().unwrap())];
-        let devices = vec![device("lo", 1), device("eth0", 2), device("t0", 7)];
+        let devices = vec![
+            device("lo", 1, false),
+            device("eth0", 2, false),
+            device("veth1", 3, true),
+            device("t0", 7, false),
+        ];
         Seen { devices, settings, ipv6, accepted }
     }
 
@@ -399,6 +456,8 @@ mod tests {
     fn short(change: &Change) -> String {
         match change {
             Change::Sysctl { key, value, before } => format!("{key} {before}>{value}"),
+            Change::ReversePath { device, before } => format!("{} {before}>0", device.name),
+            Change::LaterReversePath { before, known } => format!("later {before}>0 {known:?}"),
             Change::NftTable { .. } => "nft".to_owned(),
             Change::Accepted => "accepted".to_owned(),
             Change::Link { device, ipv6, .. } => format!("link {} {ipv6}", device.index),
@@ -416,6 +475,7 @@ mod tests {
                     Takes::Marked { .. } => "marked",
                     Takes::Unmarked { .. } => "unmarked",
                     Takes::From(_) => "tun",
+                    Takes::BoundTo(device) => &format!("bound to {device}"),
                     Takes::Own => "own",
                     Takes::Connection { .. } => "connection",
                     Takes::OwnMarked { .. } => "about forwarded",
@@ -427,13 +487,8 @@ mod tests {
 
     #[test]
     fn changes_table() {
-        const SETTINGS: [&str; 5] = [
-            "ipv4/tcp_fwmark_accept 0>1",
-            "ipv4/conf/default/rp_filter 2>0",
-            "ipv4/conf/eth0/rp_filter 1>0",
-            "nft",
-            "accepted",
-        ];
+        const SETTINGS: [&str; 5] =
+            ["ipv4/tcp_fwmark_accept 0>1", "later 2>0 [1, 2, 3, 7]", "eth0 1>0", "nft", "accepted"];
         const V4_ALL: [&str; 4] = [
             "224.0.0.0/4 throw",
             "255.255.255.255/32 throw",
@@ -441,15 +496,21 @@ mod tests {
             "0.0.0.0/0 tun 198.18.0.1",
         ];
         const V6_ALL: [&str; 3] = ["fe80::/10 throw", "ff00::/8 throw", "::/0 unreachable"];
-        const V4_RULES: [&str; 5] = [
+        const V4_RULES: [&str; 6] = [
             "IPv4 101 all",
             "IPv4 99 tun",
+            "IPv4 99 bound to eth0",
             "IPv4 99 connection",
             "IPv4 99 about forwarded",
             "IPv4 100 unmarked",
         ];
-        const V6_RULES: [&str; 4] =
-            ["IPv6 101 all", "IPv6 99 tun", "IPv6 99 about forwarded", "IPv6 100 unmarked"];
+        const V6_RULES: [&str; 5] = [
+            "IPv6 101 all",
+            "IPv6 99 tun",
+            "IPv6 99 bound to eth0",
+            "IPv6 99 about forwarded",
+            "IPv6 100 unmarked",
+        ];
         let all = Plan {
             addresses: vec!["198.18.0.1/32".parse().unwrap(), "2001:2::1/128".parse().unwrap()],
             capture: Capture::All,
@@ -472,11 +533,11 @@ mod tests {
             ]),
             ("own only", Plan { forward: false, ..all.clone() }, Ipv6::Absent, vec![
                 &SETTINGS, &["link 7 false", "address 198.18.0.1/32"], &V4_ALL,
-                &["IPv4 101 all", "IPv4 99 tun", "IPv4 99 connection", "IPv4 99 marked", "IPv4 100 own"],
+                &["IPv4 101 all", "IPv4 99 tun", "IPv4 99 bound to eth0", "IPv4 99 connection", "IPv4 99 marked", "IPv4 100 own"],
             ]),
             ("a mark of one bit", Plan { mark: one_bit, ..all.clone() }, Ipv6::Absent, vec![
                 &SETTINGS, &["link 7 false", "address 198.18.0.1/32"], &V4_ALL,
-                &["IPv4 101 all", "IPv4 99 tun", "IPv4 99 connection", "IPv4 100 unmarked"],
+                &["IPv4 101 all", "IPv4 99 tun", "IPv4 99 bound to eth0", "IPv4 99 connection", "IPv4 100 unmarked"],
             ]),
             ("a prefix of IPv4", Plan { capture: v4, ..all.clone() }, Ipv6::Usable, vec![
                 &SETTINGS, &["link 7 true", "address 198.18.0.1/32", "address 2001:2::1/128"],

@@ -202,6 +202,10 @@ fn what(change: &Change) -> String {
         Change::Sysctl { key, value, .. } => {
             format!("set net.{} to {value}", key.replace('/', "."))
         }
+        Change::ReversePath { device: Device { name, .. }, .. } => {
+            format!("set net.ipv4.conf.{name}.rp_filter to 0")
+        }
+        Change::LaterReversePath { .. } => "set net.ipv4.conf.default.rp_filter to 0".to_owned(),
         Change::NftTable { .. } => "add the nftables table `inet tunneld`".to_owned(),
         Change::Accepted => "list the connections that are open".to_owned(),
         Change::Link { device, .. } => format!("bring up {}", device.name),
@@ -224,6 +228,7 @@ fn what(change: &Change) -> String {
                     format!(" for all but mark {value:#x}/{mask:#x}")
                 }
                 Takes::From(device) => format!(" for what {device} brings"),
+                Takes::BoundTo(device) => format!(" for what is bound to {device}"),
                 Takes::Own => " for own packets".to_owned(),
                 Takes::Connection { there, .. } => format!(" for the connection from {there}"),
                 Takes::OwnMarked { value, mask } => {

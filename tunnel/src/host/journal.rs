@@ -6,7 +6,8 @@
 //! network namespace. Changes do not outlive a boot, so a journal of another one has nothing to
 //! undo; one of another namespace is to be undone there, and kept. Every further line is one change. A line is written with
 //! one call before its change is made; a last line without its end was cut off by a crash, and
-//! its change never made.
+//! its change never made. Changes that were undone are taken off by putting another file in its
+//! place.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -23,6 +24,8 @@ use super::error::HostError;
 #[derive(Debug)]
 pub(super) struct Journal {
     file: File,
+    /// Bytes of whole lines.
+    length: u64,
     path: PathBuf,
 }
 
@@ -46,20 +49,23 @@ struct Format {
 /// The format that this version writes, and the latest it reads.
 const FORMAT: u64 = 1;
 
+/// The extension of the file that takes the journal's place, till it does.
+const NEXT: &str = "next";
+
 impl Journal {
     /// Begins a journal; there must be none.
     pub(super) fn begin(directory: &Path) -> Result<Self, HostError> {
-        let path = path(directory);
-        let file = OpenOptions::new()
-            .append(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| HostError::Journal(path.clone(), errno(&error)))?;
-        let mut journal = Self { file, path };
-        let header = Header::here();
-        journal.line(&header)?;
+        let mut journal = Self::create(path(directory))?;
+        journal.line(&Header::here())?;
         Ok(journal)
+    }
+
+    fn create(path: PathBuf) -> Result<Self, HostError> {
+        let opened = OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path);
+        match opened {
+            Ok(file) => Ok(Self { file, length: 0, path }),
+            Err(error) => Err(HostError::Journal(path, errno(&error))),
+        }
     }
 
     /// Writes a change down.
@@ -67,14 +73,33 @@ impl Journal {
         self.line(change)
     }
 
+    /// Writes it anew with these changes alone.
+    pub(super) fn rewrite(&mut self, changes: &[Change]) -> Result<(), HostError> {
+        let path = self.path.with_extension(NEXT);
+        remove_file(&path)?;
+        let mut next = Self::create(path)?;
+        next.line(&Header::here())?;
+        for change in changes {
+            next.line(change)?;
+        }
+        std::fs::rename(&next.path, &self.path)
+            .map_err(|error| HostError::Journal(self.path.clone(), errno(&error)))?;
+        (self.file, self.length) = (next.file, next.length);
+        Ok(())
+    }
+
     fn line(&mut self, value: &impl Serialize) -> Result<(), HostError> {
         // Neither type has what JSON lacks, a map with keys that are no text.
         let mut line = serde_json::to_vec(value)
             .map_err(|_| HostError::Journal(self.path.clone(), Errno::INVAL))?;
         line.push(b'\n');
-        self.file
-            .write_all(&line)
-            .map_err(|error| HostError::Journal(self.path.clone(), errno(&error)))
+        self.file.write_all(&line).map_err(|error| {
+            // Half a line would spoil the next one.
+            let _ = self.file.set_len(self.length);
+            HostError::Journal(self.path.clone(), errno(&error))
+        })?;
+        self.length += line.len() as u64;
+        Ok(())
     }
 }
 
@@ -103,9 +128,14 @@ fn read_own(path: &Path) -> std::io::Result<Vec<u8>> {
 /// Removes the journal, everything in it being undone.
 pub(super) fn remove(directory: &Path) -> Result<(), HostError> {
     let path = path(directory);
-    match std::fs::remove_file(&path) {
+    remove_file(&path.with_extension(NEXT))?;
+    remove_file(&path)
+}
+
+fn remove_file(path: &Path) -> Result<(), HostError> {
+    match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(HostError::Journal(path, errno(&error)))
+            Err(HostError::Journal(path.to_owned(), errno(&error)))
         }
         Ok(()) | Err(_) => Ok(()),
     }
@@ -187,5 +217,30 @@ mod tests {
                 (parsed, _) => panic!("{name}: {parsed:?}"),
             }
         }
+    }
+
+    #[test]
+    fn written_anew_it_goes_on() {
+        let directory = std::env::temp_dir().join(format!("tunneld-anew-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let change = |key: &str| {
+            let (key, value, before) = (key.to_owned(), "1".to_owned(), "0".to_owned());
+            Change::Sysctl { key, value, before }
+        };
+        let [a, b, c] = ["a", "b", "c"].map(change);
+        let mut journal = Journal::begin(&directory).unwrap();
+        journal.note(&a).unwrap();
+        // What a crash left of an earlier attempt.
+        let next = path(&directory).with_extension(NEXT);
+        std::fs::write(&next, "half").unwrap();
+        journal.rewrite(std::slice::from_ref(&b)).unwrap();
+        assert!(!next.exists());
+        journal.note(&c).unwrap();
+        assert_eq!(journal.length, std::fs::metadata(path(&directory)).unwrap().len());
+        assert_eq!(read(&directory).unwrap(), [b, c]);
+        std::fs::write(&next, "half").unwrap();
+        remove(&directory).unwrap();
+        // Neither of the two is left.
+        std::fs::remove_dir(&directory).unwrap();
     }
 }

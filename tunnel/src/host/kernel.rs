@@ -131,6 +131,7 @@ pub(super) fn rule(rule: &Rule) -> RuleMessage {
             flags = RuleFlags::Invert;
         }
         Takes::From(device) => attributes.push(RuleAttribute::Iifname(device.to_string())),
+        Takes::BoundTo(device) => attributes.push(RuleAttribute::Oifname(device.to_string())),
         Takes::Own => attributes.push(RuleAttribute::Iifname("lo".to_owned())),
         Takes::Connection { here, there } => {
             address_bits = if here.is_ipv4() { 32 } else { 128 };

@@ -24,6 +24,8 @@ pub struct Plan {
     pub forward: bool,
     /// Patterns (`docker0`, `br-*`) of devices that are no uplinks.
     pub local: Vec<String>,
+    /// Whether connections are tracked: [`tracking::needed`](super::tracking::needed) on this host.
+    pub tracks: bool,
 }
 
 /// Bits of a packet's mark that are ours, and their value.
@@ -80,6 +82,7 @@ impl Plan {
             capture: Capture::Nothing,
             forward: true,
             local: Vec::new(),
+            tracks: true,
         }
     }
 

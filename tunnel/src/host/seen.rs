@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use engine::DeviceName;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
 use rustix::io::Errno;
 
 use super::accepted::accepted;
@@ -33,6 +33,8 @@ pub struct SeenDevice {
     pub name: DeviceName,
     /// Its index.
     pub index: u32,
+    /// Whether it is one of a bridge's or bond's: packets leave by that one, never by it.
+    pub port: bool,
 }
 
 /// Whether a host has IPv6.
@@ -60,24 +62,17 @@ pub(super) enum ReversePath {
 impl Seen {
     /// Looks at the network namespace that this thread is in.
     pub fn look() -> Result<Self, HostError> {
+        let accepted = accepted().map_err(HostError::Look)?;
+        Ok(Self { accepted, ..Self::look_at_links()? })
+    }
+
+    /// The same without the connections, which are the many.
+    pub(super) fn look_at_links() -> Result<Self, HostError> {
         Self::try_look().map_err(HostError::Look)
     }
 
     fn try_look() -> Result<Self, Errno> {
-        let mut netlink = Rtnetlink::open()?;
-        let links = netlink.list(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
-        let devices: Vec<SeenDevice> = links
-            .into_iter()
-            .filter_map(|link| {
-                let RouteNetlinkMessage::NewLink(link) = link else { return None };
-                let name = link.attributes.iter().find_map(|attribute| {
-                    let LinkAttribute::IfName(name) = attribute else { return None };
-                    DeviceName::new(name)
-                })?;
-                Some(SeenDevice { name, index: link.header.index })
-            })
-            .collect();
-
+        let devices = devices(&mut Rtnetlink::open()?)?;
         let mut settings = BTreeMap::new();
         let mut see = |key: String| -> Result<(), Errno> {
             if let Some(value) = sysctl::read(&key)? {
@@ -98,7 +93,7 @@ impl Seen {
             Some("0") => Ipv6::Usable,
             Some(_) => Ipv6::Disabled,
         };
-        Ok(Self { devices, settings, ipv6, accepted: accepted()? })
+        Ok(Self { devices, settings, ipv6, accepted: Vec::new() })
     }
 
     /// The index of a device.
@@ -119,4 +114,26 @@ impl Seen {
         };
         value("all").max(value(name))
     }
+}
+
+/// Every device there is.
+pub(super) fn devices(netlink: &mut Rtnetlink) -> Result<Vec<SeenDevice>, Errno> {
+    let links = netlink.list(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    Ok(links.iter().filter_map(device).collect())
+}
+
+fn device(message: &RouteNetlinkMessage) -> Option<SeenDevice> {
+    let RouteNetlinkMessage::NewLink(link) = message else { return None };
+    let (mut name, mut port) = (None, false);
+    for attribute in &link.attributes {
+        if let LinkAttribute::IfName(text) = attribute {
+            name = DeviceName::new(text);
+        } else if let LinkAttribute::LinkInfo(infos) = attribute {
+            // What belongs to a VRF sends its packets itself.
+            port = infos
+                .iter()
+                .any(|info| matches!(info, LinkInfo::PortKind(kind) if *kind != InfoPortKind::Vrf));
+        }
+    }
+    Some(SeenDevice { name: name?, index: link.header.index, port })
 }

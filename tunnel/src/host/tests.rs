@@ -12,9 +12,14 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+mod links;
+
 const TUN: &str = "t0";
 const HOST: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 const OUTSIDE: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+/// The host's other addresses.
+const OTHER: &str = "192.0.2.77";
+const OTHER6: &str = "2001:db8::77";
 /// Behind the machine outside.
 const FAR: [&str; 2] = ["203.0.113.9", "2001:db8:f::9"];
 
@@ -101,7 +106,23 @@ fn host_and_outside(reverse_path: &str) -> Machine {
     outside.run(&format!("ip -6 route add default via {}", HOST[1]));
     await_local(HOST[1]);
     outside.inside(|| await_local(OUTSIDE[1]));
+    await_carrier("u0");
+    // Until then its routes are down.
+    assert!(outside.succeeds(&format!("ping -c 1 -W 5 {}", HOST[0])), "the link carries");
     outside
+}
+
+/// Waits until the kernel says that a link is up, which a busy machine does late: two readings of
+/// [`state`] would differ in that.
+fn await_carrier(device: &str) {
+    for _ in 0..1000 {
+        let output = Command::new("ip").args(["link", "show", device]).output().unwrap();
+        if String::from_utf8_lossy(&output.stdout).contains("state UP") {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("{device} has no carrier");
 }
 
 fn plan(capture: Capture) -> Plan {
@@ -110,6 +131,29 @@ fn plan(capture: Capture) -> Plan {
         capture,
         local: vec!["br-*".to_owned(), "docker0".to_owned()],
         ..Plan::new(DeviceName::new(TUN).unwrap())
+    }
+}
+
+/// The two forms of the table, and the one becoming the other on a live host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Untracked,
+    Tracked,
+    Switched,
+}
+
+impl Form {
+    const ALL: [Self; 3] = [Self::Untracked, Self::Tracked, Self::Switched];
+
+    /// Opens the TUN and applies the plan in this form.
+    fn start(self, directory: &Directory, plan: Plan) -> (Host, OwnedFd) {
+        let (host, tun) = start(directory, &Plan { tracks: self == Self::Tracked, ..plan });
+        let switch = tracking::Switch::among(&host.applied);
+        assert_eq!(switch.is_none(), self == Self::Tracked);
+        if let Some(switch) = switch.filter(|_| self == Self::Switched) {
+            switch.make().unwrap();
+        }
+        (host, tun)
     }
 }
 
@@ -234,6 +278,7 @@ fn whatever_was_applied_is_undone_from_any_point() {
         let before = state();
         let plans = [
             plan(Capture::All),
+            Plan { tracks: false, ..plan(Capture::All) },
             Plan { forward: false, ..plan(Capture::All) },
             plan(Capture::Prefixes(prefixes)),
             plan(Capture::Nothing),
@@ -347,136 +392,181 @@ fn one_daemon_at_a_time() {
 #[test]
 fn the_host_is_reached_from_outside_with_the_device_alive_and_dead() {
     within("", || {
-        for reverse_path in ["0", "1", "2"] {
-            let outside = host_and_outside(reverse_path);
-            let listener = TcpListener::bind("[::]:80").unwrap();
-            let udp = UdpSocket::bind("0.0.0.0:53").unwrap();
-            let udp6 = UdpSocket::bind("[2001:db8::1]:54").unwrap();
-            let directory = Directory::new(&format!("inbound-{reverse_path}"));
-            // Connections from before: they go on.
-            let mut old: Vec<(TcpStream, TcpStream)> = HOST
-                .iter()
-                .map(|host| {
-                    let to = SocketAddr::new(host.parse().unwrap(), 80);
-                    let there = outside.inside(|| connect(to, None)).unwrap();
-                    (there, accept(&listener))
-                })
-                .collect();
-            let (host, tun) = start(&directory, &plan(Capture::All));
-            let mut tun = Some(tun);
-            for alive in [true, false] {
-                let case = format!("rp_filter {reverse_path}, alive {alive}");
-                outside.run("ip neigh flush all");
-                run("ip neigh flush all");
-                for (there, here) in &mut old {
-                    echo(there, here).unwrap_or_else(|error| panic!("{case}: {error}"));
-                    echo(here, there).unwrap_or_else(|error| panic!("{case}: {error}"));
-                }
-                for address in HOST {
-                    assert!(
-                        outside.succeeds(&format!("ping -c 1 -W 2 {address}")),
-                        "{case}: ping {address}"
-                    );
-                    let to = SocketAddr::new(address.parse().unwrap(), 80);
-                    let mut there = outside.inside(|| connect(to, None)).expect(&case);
-                    let mut here = accept(&listener);
-                    echo(&mut there, &mut here).expect(&case);
-                    let closed = SocketAddr::new(address.parse().unwrap(), 81);
-                    let refused = outside.inside(|| connect(closed, None)).unwrap_err();
-                    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{case}");
-                }
-                // A UDP socket has no mark of its own, and without the device no route.
-                let servers = [(&udp, "192.0.2.1:53"), (&udp6, "[2001:db8::1]:54")];
-                // A UDP server on a wildcard socket is answered for by routing, one on an address
-                // by its own.
-                for (server, to) in servers.into_iter().filter(|_| alive) {
-                    let to: SocketAddr = to.parse().unwrap();
-                    outside.inside(|| {
-                        let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-                        let client = UdpSocket::bind(any).unwrap();
-                        client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-                        client.connect(to).unwrap();
-                        client.send(b"question").unwrap();
-                        let mut buffer = [0; 16];
-                        let (_, from) = server.recv_from(&mut buffer).unwrap();
-                        in_host(|| server.send_to(b"answer", from).unwrap());
-                        let length = client.recv(&mut buffer).expect(&case);
-                        assert_eq!(&buffer[..length], b"answer", "{case}");
-                    });
-                }
-                tun = None;
+        for form in Form::ALL {
+            for reverse_path in ["0", "1", "2"] {
+                the_host_is_reached(form, reverse_path);
             }
-            drop(tun);
-            host.restore().unwrap();
-            run("ip link del u0");
         }
     });
 }
 
-/// A socket keeps its namespace wherever it is used.
-fn in_host<T>(body: impl FnOnce() -> T) -> T {
-    body()
+fn the_host_is_reached(form: Form, reverse_path: &str) {
+    let outside = host_and_outside(reverse_path);
+    run(&format!("ip addr add {OTHER} dev u0"));
+    run(&format!("ip addr add {OTHER6} dev u0 nodad"));
+    let listener = TcpListener::bind("[::]:80").unwrap();
+    let directory = Directory::new(&format!("inbound-{reverse_path}-{form:?}"));
+    // Connections from before: they go on.
+    let mut old: Vec<(TcpStream, TcpStream)> = HOST
+        .iter()
+        .map(|host| {
+            let to = SocketAddr::new(host.parse().unwrap(), 80);
+            let there = outside.inside(|| connect(to, None)).unwrap();
+            (there, accept(&listener))
+        })
+        .collect();
+    let (host, tun) = form.start(&directory, plan(Capture::All));
+    let mut tun = Some(tun);
+    for alive in [true, false] {
+        let case = format!("{form:?}, rp_filter {reverse_path}, alive {alive}");
+        outside.run("ip neigh flush all");
+        run("ip neigh flush all");
+        for (there, here) in &mut old {
+            echo(there, here).unwrap_or_else(|error| panic!("{case}: {error}"));
+            echo(here, there).unwrap_or_else(|error| panic!("{case}: {error}"));
+        }
+        for address in HOST {
+            assert!(
+                outside.succeeds(&format!("ping -c 1 -W 2 {address}")),
+                "{case}: ping {address}"
+            );
+            let to = SocketAddr::new(address.parse().unwrap(), 80);
+            let mut there = outside.inside(|| connect(to, None)).expect(&case);
+            let mut here = accept(&listener);
+            echo(&mut there, &mut here).expect(&case);
+            let closed = SocketAddr::new(address.parse().unwrap(), 81);
+            let refused = outside.inside(|| connect(closed, None)).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused, "{case}");
+        }
+        // Without a mark of its own a socket has no route without the device.
+        if alive {
+            others_are_answered(&outside, &case);
+        }
+        tun = None;
+    }
+    drop(tun);
+    host.restore().unwrap();
+    run("ip link del u0");
+}
+
+/// Servers whose sockets get no mark of ours.
+fn others_are_answered(outside: &Machine, case: &str) {
+    let hosts = [[HOST[0], OTHER], [HOST[1], OTHER6]];
+    let hosts = hosts.map(|hosts| hosts.map(|host| host.parse::<IpAddr>().unwrap()));
+    for (any, hosts) in ["0.0.0.0", "::"].into_iter().zip(hosts) {
+        let any = SocketAddr::new(any.parse().unwrap(), 0);
+        let client = outside.inside(|| UdpSocket::bind(any).unwrap());
+        client.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        // On one address, and on a wildcard socket, asked at both addresses from the same port.
+        let bound = UdpSocket::bind((hosts[0], 54)).unwrap();
+        let wildcard = UdpSocket::bind(SocketAddr::new(any.ip(), 53)).unwrap();
+        let asked = [(&bound, hosts[0]), (&wildcard, hosts[0]), (&wildcard, hosts[1])];
+        for (server, to) in asked.into_iter().cycle().take(6) {
+            let to = SocketAddr::new(to, server.local_addr().unwrap().port());
+            client.send_to(b"question", to).unwrap();
+            let mut buffer = [0; 16];
+            let (_, from) = server.recv_from(&mut buffer).unwrap();
+            // An answer may be more than one.
+            for _ in 0..2 {
+                server.send_to(b"answer", from).unwrap();
+                let (length, from) = client.recv_from(&mut buffer).expect(case);
+                assert_eq!((&buffer[..length], from), (&b"answer"[..], to), "{case}");
+            }
+        }
+
+        // A server's own mark goes over to its connections.
+        let marked = Socket::new(Domain::for_address(any), Type::STREAM, None).unwrap();
+        marked.set_mark(5).unwrap();
+        marked.set_reuse_address(true).unwrap();
+        marked.bind(&SocketAddr::new(any.ip(), 82).into()).unwrap();
+        marked.listen(1).unwrap();
+        let marked = TcpListener::from(marked);
+        let to = SocketAddr::new(hosts[0], 82);
+        let mut there = outside.inside(|| connect(to, None)).expect(case);
+        echo(&mut there, &mut accept(&marked)).expect(case);
+
+        // A protocol without ports.
+        let raw = |at: IpAddr, to: IpAddr| {
+            let kind = Some(socket2::Protocol::from(253));
+            let socket = Socket::new(Domain::for_address(any), Type::RAW, kind).unwrap();
+            socket.bind(&SocketAddr::new(at, 0).into()).unwrap();
+            socket.connect(&SocketAddr::new(to, 0).into()).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket
+        };
+        let peer = OUTSIDE[usize::from(any.is_ipv6())].parse().unwrap();
+        let here = raw(hosts[0], peer);
+        let there = outside.inside(|| raw(peer, hosts[0]));
+        for (one, other) in [(&there, &here), (&here, &there)] {
+            one.send(b"a word").unwrap();
+            assert!((&*other).read(&mut [0; 64]).expect(case) > 0, "{case}");
+        }
+    }
 }
 
 #[test]
 fn own_connections_are_captured_and_marked_ones_are_not() {
-    within("", || {
-        let outside = host_and_outside("2");
-        let servers: Vec<TcpListener> = outside
-            .inside(|| FAR.iter().map(|far| TcpListener::bind((*far, 443)).unwrap()).collect());
-        let to = FAR.map(|far| SocketAddr::new(far.parse().unwrap(), 443));
-        // Own connections from before.
-        let mut old: Vec<(TcpStream, TcpStream)> =
-            (0..2).map(|at| (connect(to[at], None).unwrap(), accept(&servers[at]))).collect();
-        let directory = Directory::new("own");
-        let (host, tun) = start(&directory, &plan(Capture::All));
-        for (at, own) in ["198.18.0.1", "2001:2:0:756e::1"].into_iter().enumerate() {
-            let far = FAR[at];
-            let socket = Socket::new(Domain::for_address(to[at]), Type::STREAM, None).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            let _in_progress = socket.connect(&to[at].into());
-            let syn = packet(&tun, |packet| is(packet, TCP, own, far));
-            assert!(syn.is_some(), "{far}: the SYN comes out of the TUN");
+    within("", || Form::ALL.into_iter().for_each(own_connections_are_captured));
+}
 
-            let mut marked = connect(to[at], Some(Mark::DEFAULT.value | 5)).unwrap();
-            let mut there = accept(&servers[at]);
-            echo(&mut marked, &mut there).unwrap();
-            echo(&mut there, &mut marked).unwrap();
+fn own_connections_are_captured(form: Form) {
+    let outside = host_and_outside("2");
+    let servers: Vec<TcpListener> =
+        outside.inside(|| FAR.iter().map(|far| TcpListener::bind((*far, 443)).unwrap()).collect());
+    let to = FAR.map(|far| SocketAddr::new(far.parse().unwrap(), 443));
+    // Own connections from before.
+    let mut old: Vec<(TcpStream, TcpStream)> =
+        (0..2).map(|at| (connect(to[at], None).unwrap(), accept(&servers[at]))).collect();
+    let directory = Directory::new(&format!("own-{form:?}"));
+    let (host, tun) = form.start(&directory, plan(Capture::All));
+    for (at, own) in ["198.18.0.1", "2001:2:0:756e::1"].into_iter().enumerate() {
+        let far = FAR[at];
+        let socket = Socket::new(Domain::for_address(to[at]), Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let _in_progress = socket.connect(&to[at].into());
+        let syn = packet(&tun, |packet| is(packet, TCP, own, far));
+        assert!(syn.is_some(), "{far}: the SYN comes out of the TUN");
 
-            // What an old own connection sends is captured, and the far side's next segment
-            // doesn't make it one from outside.
-            let (here, there) = &mut old[at];
-            for _ in 0..2 {
-                there.write_all(b"late").unwrap();
-                std::thread::sleep(Duration::from_millis(20));
-                here.write_all(b"old").unwrap();
-                let segment = packet(&tun, |packet| is(packet, TCP, HOST[at], far));
-                assert!(segment.is_some(), "{far}: an old connection's segment");
-            }
-            there.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
-            assert!(there.read(&mut [0; 8]).is_err(), "{far}: nothing of it left by the uplink");
+        let mut marked = connect(to[at], Some(Mark::DEFAULT.value | 5)).unwrap();
+        let mut there = accept(&servers[at]);
+        echo(&mut marked, &mut there).unwrap();
+        echo(&mut there, &mut marked).unwrap();
+
+        // What an old own connection sends is captured, and the far side's next segment
+        // doesn't make it one from outside.
+        let (here, there) = &mut old[at];
+        for _ in 0..2 {
+            there.write_all(b"late").unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            here.write_all(b"old").unwrap();
+            let segment = packet(&tun, |packet| is(packet, TCP, HOST[at], far));
+            assert!(segment.is_some(), "{far}: an old connection's segment");
         }
-        drop(tun);
-        for to in to {
-            let begin = Instant::now();
-            let error = connect(to, None).unwrap_err();
-            assert!(begin.elapsed() < Duration::from_millis(100), "{to}: at once");
-            let errno = Errno::from_io_error(&error);
-            assert_eq!(errno, Some(Errno::HOSTUNREACH), "{to}: {error}");
-            connect(to, Some(Mark::DEFAULT.value)).unwrap();
-        }
-        host.restore().unwrap();
-        for to in to {
-            connect(to, None).unwrap();
-        }
-    });
+        there.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        assert!(there.read(&mut [0; 8]).is_err(), "{far}: nothing of it left by the uplink");
+    }
+    drop(tun);
+    for to in to {
+        let begin = Instant::now();
+        let error = connect(to, None).unwrap_err();
+        assert!(begin.elapsed() < Duration::from_millis(100), "{to}: at once");
+        let errno = Errno::from_io_error(&error);
+        assert_eq!(errno, Some(Errno::HOSTUNREACH), "{to}: {error}");
+        connect(to, Some(Mark::DEFAULT.value)).unwrap();
+    }
+    host.restore().unwrap();
+    for to in to {
+        connect(to, None).unwrap();
+    }
+    run("ip link del u0");
 }
 
 #[test]
 fn sources_are_checked_as_the_kernel_did() {
     within("", || {
-        for (reverse_path, passes) in
-            [("0", [true, true]), ("1", [false, false]), ("2", [true, false])]
+        let expected = [("0", [true, true]), ("1", [false, false]), ("2", [true, false])];
+        for (form, (reverse_path, passes)) in
+            Form::ALL.into_iter().flat_map(|form| expected.map(|case| (form, case)))
         {
             let outside = host_and_outside(reverse_path);
             run("ip link add d0 type veth peer name d1");
@@ -489,26 +579,32 @@ fn sources_are_checked_as_the_kernel_did() {
                 outside.run(&format!("ip addr add {address}/32 dev lo"));
             }
             let server = UdpSocket::bind("192.0.2.1:53").unwrap();
-            server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-            let directory = Directory::new(&format!("spoof-{reverse_path}"));
+            let hears = |limit| {
+                server.set_read_timeout(Some(Duration::from_millis(limit))).unwrap();
+                server.recv(&mut [0; 16]).is_ok()
+            };
+            let directory = Directory::new(&format!("spoof-{reverse_path}-{form:?}"));
             let heard = |case: &str| {
                 // First, so that ARP doesn't ask in a false one's name.
                 outside.inside(|| {
                     let client = UdpSocket::bind(("192.0.2.2", 0)).unwrap();
                     client.send_to(b"true", "192.0.2.1:53").unwrap();
                 });
-                server.recv(&mut [0; 16]).expect(case);
+                assert!(hears(2000), "{form:?}, rp_filter {reverse_path}, {case}");
                 for (address, passes) in ["10.99.0.1", "10.98.0.1"].into_iter().zip(passes) {
                     outside.inside(|| {
                         let client = UdpSocket::bind((address, 0)).unwrap();
                         client.send_to(b"spoofed", "192.0.2.1:53").unwrap();
                     });
-                    let heard = server.recv(&mut [0; 16]).is_ok();
-                    assert_eq!(heard, passes, "rp_filter {reverse_path}, {case}: {address}");
+                    let heard = hears(300);
+                    assert_eq!(
+                        heard, passes,
+                        "{form:?}, rp_filter {reverse_path}, {case}: {address}"
+                    );
                 }
             };
             heard("the kernel");
-            let (host, tun) = start(&directory, &plan(Capture::All));
+            let (host, tun) = form.start(&directory, plan(Capture::All));
             heard("the device alive");
             // The device's own address is nobody's outside.
             outside.run("ip route add 198.18.0.1 via 192.0.2.1");
@@ -628,6 +724,32 @@ fn containers_are_captured_with_their_own_addresses_and_reached_from_outside() {
             run("ip link del br-x");
             run("nft delete table ip nat");
         }
+    });
+}
+
+/// Whoever begins to forward masquerades as well, and a rule that is judged by a container's
+/// address must not be judged by ours.
+#[test]
+fn nothing_is_forwarded_into_the_device_before_addresses_are_kept() {
+    within("", || {
+        let _outside = host_and_outside("0");
+        let directory = Directory::new("begins");
+        let (host, tun) = Form::Untracked.start(&directory, plan(Capture::All));
+        let inner = container();
+        let say = |word: &[u8]| {
+            let client = inner.inside(|| UdpSocket::bind("172.20.0.2:0").unwrap());
+            client.send_to(word, "203.0.113.9:53").unwrap();
+        };
+        assert!(inner.succeeds("ping -c 1 -W 5 172.20.0.1"), "the bridge carries");
+        say(b"first");
+        std::thread::sleep(Duration::from_millis(100));
+        tracking::Switch::among(&host.applied).unwrap().make().unwrap();
+        say(b"second");
+        let heard = packet(&tun, |packet| packet[0] >> 4 == 4 && packet[9] == UDP);
+        let heard = heard.expect("a datagram");
+        assert!(is(&heard, UDP, "172.20.0.2", "203.0.113.9"));
+        assert_eq!(&heard[28..], b"second");
+        host.restore().unwrap();
     });
 }
 

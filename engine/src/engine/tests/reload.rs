@@ -124,15 +124,16 @@ fn each_kind_is_cut_in_its_own_way() {
 }
 
 #[test]
-fn what_waits_for_the_far_side_is_refused_as_if_judged_first() {
+fn what_waits_for_the_far_side_is_refused_for_the_change() {
     for (verdict, answered) in [("block", 1), ("drop", 0)] {
         let mut bench = Bench::new(config());
         bench.packet(&tcp(false, SYN, 1000, 0, b""));
         let id = bench.connect_asked();
         let cut = bench.reload(&format!("{verdict} tcp id no"));
         assert_eq!(cut.len(), 1, "{verdict}");
-        assert_eq!((cut[0].reason, cut[0].stage), (Some(Reason::Policy), Stage::Closed));
-        assert_eq!(bench.reasons(), [(Stage::Closed, Some(Reason::Policy))], "told once");
+        let changed = (Stage::Closed, Some(Reason::PolicyChanged));
+        assert_eq!((cut[0].stage, cut[0].reason), changed);
+        assert_eq!(bench.reasons(), [changed], "told once");
         assert!(bench.outputs.iter().any(|o| matches!(o, Output::Close(f) if *f == id)));
         assert_eq!(bench.wire.to_app.len(), answered, "{verdict}");
         // The far side's answer comes too late.

@@ -1,0 +1,172 @@
+//! What of the host is followed while the daemon runs: its addresses, its devices and the settings
+//! that are ours.
+//!
+//! A flow whose client address is this host's is the host's own, not forwarded; addresses come
+//! and go. So do devices, each of which needs its part of the host's changes. One thread watches
+//! both, and has the [`Host`] from the start's last change to the end's first.
+
+use std::fmt::Display;
+use std::io::{PipeReader, PipeWriter};
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use anyhow::Context;
+use tracing::{debug, warn};
+use tunnel::driver::request::Request;
+use tunnel::driver::{Handle, Unasked};
+use tunnel::host::addresses::list;
+use tunnel::host::{Changed, Host, Plan, Watch};
+
+/// All addresses of this host.
+pub(super) fn addresses() -> anyhow::Result<Vec<IpAddr>> {
+    list().context("cannot look at the host's addresses")
+}
+
+/// The thread that follows the host.
+pub(super) struct Follower {
+    thread: JoinHandle<Option<Host>>,
+    host: SyncSender<Host>,
+    stop: PipeWriter,
+}
+
+impl Follower {
+    /// Watches from now on; what is seen is acted upon once there is a host.
+    pub(super) fn start(plan: &Plan, shards: &[Handle]) -> anyhow::Result<Self> {
+        let watch = Watch::open().context("cannot watch the host")?;
+        let (stopped, stop) = std::io::pipe().context("cannot watch the host")?;
+        let (host, hosts) = sync_channel(1);
+        let following = Following {
+            plan: plan.clone(),
+            shards: shards.to_vec(),
+            addresses: None,
+            untold: Vec::new(),
+            blind: false,
+        };
+        let thread = thread::Builder::new()
+            .name("follower".to_owned())
+            .spawn(move || following.run(&hosts, &watch, &stopped))
+            .context("cannot start a thread")?;
+        Ok(Self { thread, host, stop })
+    }
+
+    /// Hands the host over, all changes made.
+    pub(super) fn take(&self, host: Host) {
+        // Where the thread has ended by a fault, the journal stays for the end of this.
+        let _ = self.host.send(host);
+    }
+
+    /// Stops following. `None`: the thread has ended by a fault, and what is to be undone is in
+    /// the journal alone.
+    pub(super) fn end(self) -> Option<Host> {
+        drop((self.stop, self.host));
+        self.thread.join().ok().flatten()
+    }
+}
+
+struct Following {
+    plan: Plan,
+    shards: Vec<Handle>,
+    /// What the shards know, or are to know.
+    addresses: Option<Vec<IpAddr>>,
+    /// The numbers of those that don't know yet.
+    untold: Vec<usize>,
+    /// Whether it was said that the host can't be looked at.
+    blind: bool,
+}
+
+impl Following {
+    fn run(mut self, hosts: &Receiver<Host>, watch: &Watch, stopped: &PipeReader) -> Option<Host> {
+        let mut host = hosts.recv().ok()?;
+        // First of all: what has changed since it was looked at, before there was a watch.
+        let mut due = Changed { addresses: true, links: true };
+        loop {
+            let mut again = None;
+            if due.addresses {
+                due.addresses = !self.tell();
+                again = due.addresses.then_some(AGAIN);
+            }
+            if due.links {
+                let later = self.follow(&mut host);
+                due.links = later.is_some();
+                again = again.into_iter().chain(later).min();
+            }
+            // A new device comes with a dozen changes, which are one to us.
+            thread::sleep(GATHER);
+            match watch.wait(stopped, again) {
+                Ok(Some(changed)) => {
+                    due.addresses |= changed.addresses;
+                    due.links |= changed.links;
+                }
+                Ok(None) => return Some(host),
+                Err(errno) => {
+                    self.cannot_see(&errno);
+                    thread::sleep(AGAIN);
+                    due = Changed { addresses: true, links: true };
+                }
+            }
+        }
+    }
+
+    /// Tells the shards of the host's addresses. `false`: not all of them know.
+    fn tell(&mut self) -> bool {
+        let addresses = match list() {
+            Ok(addresses) => addresses,
+            Err(errno) => {
+                self.cannot_see(&errno);
+                return false;
+            }
+        };
+        self.blind = false;
+        if self.addresses.as_ref() != Some(&addresses) {
+            self.untold = (0..self.shards.len()).collect();
+        }
+        let shards = &self.shards;
+        self.untold.retain(|&shard| {
+            shards[shard].ask(Request::Own(addresses.clone())) == Err(Unasked::Busy)
+        });
+        self.addresses = Some(addresses);
+        self.untold.is_empty()
+    }
+
+    /// Makes the changes that are due. Tells when to do so again, whatever happens.
+    fn follow(&mut self, host: &mut Host) -> Option<Duration> {
+        let followed = match host.follow(&self.plan) {
+            Ok(followed) => followed,
+            Err(error) => {
+                self.cannot_see(&error);
+                return Some(AGAIN);
+            }
+        };
+        self.blind = false;
+        for change in &followed.made {
+            debug!(%change, "made");
+        }
+        for change in &followed.undone {
+            debug!(%change, "undone");
+        }
+        for error in &followed.failed {
+            warn!(code = "device-unprepared", "{error}");
+        }
+        for change in &followed.contested {
+            warn!(code = "setting-contested", "cannot {change}: something keeps changing it back");
+        }
+        followed.again
+    }
+
+    fn cannot_see(&mut self, why: &dyn Display) {
+        if !std::mem::replace(&mut self.blind, true) {
+            warn!(
+                code = "host-unwatched",
+                "the host's addresses and devices are not followed: {why}"
+            );
+        }
+    }
+}
+
+/// After what may pass: a full queue, no descriptor left.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Short to whoever waits for a new device, and long enough that a host whose containers come and
+/// go is not looked at all the time (some ms with hundreds of devices).
+const GATHER: Duration = Duration::from_millis(20);
