@@ -40,6 +40,7 @@ pub(crate) enum Verb {
     Watch(crate::watch::WatchArgs),
     Reload(crate::reload::ReloadArgs),
     Diff(crate::diff::DiffArgs),
+    Dns(crate::dns_verb::DnsArgs),
     Cleanup(crate::cleanup::CleanupArgs),
     Man(crate::man::ManArgs),
     Completions(crate::completions::CompletionsArgs),
@@ -81,6 +82,6 @@ pub(crate) struct ExecArgs {
 
 /// Verbs of the stable interface that later versions bring.
 pub(crate) const LATER: &[&str] = &[
-    "top", "set", "dns", "paths", "leaks", "doctor", "capture", "up", "down", "lock", "unlock",
-    "portal", "fleet", "import",
+    "top", "set", "paths", "leaks", "doctor", "capture", "up", "down", "lock", "unlock", "portal",
+    "fleet", "import",
 ];

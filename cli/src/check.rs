@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use engine::Resolvers;
 use engine::policy::Summary;
 use serde_json::json;
 
@@ -48,11 +49,11 @@ struct Found {
 /// A file cannot be read.
 pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
     let mut found = Found::default();
-    let policy = match &args.config {
+    let (policy, resolvers) = match &args.config {
         Some(file) => found.configuration(file)?,
-        None => Some(args.path.clone()),
+        None => (Some(args.path.clone()), Resolvers::default()),
     };
-    let read = policy.map_or(Ok(()), |path| found.policy(path, args.syntax));
+    let read = policy.map_or(Ok(()), |path| found.policy(path, resolvers, args.syntax));
     for told in found.told.iter().filter(|_| json) {
         diagnostics::line(told.object());
     }
@@ -66,16 +67,17 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
 }
 
 impl Found {
-    /// Looks at a configuration; gives the path of its policy, where it says one.
-    fn configuration(&mut self, file: &Path) -> anyhow::Result<Option<PathBuf>> {
+    /// Looks at a configuration; gives the path of its policy, where it says one, and the
+    /// resolvers that it names.
+    fn configuration(&mut self, file: &Path) -> anyhow::Result<(Option<PathBuf>, Resolvers)> {
         let text = config::text_of(file)?;
         let (config, faults) = config::look(file, &text);
         self.told.extend(Told::of_faults(&faults, &text));
-        Ok(policy_of(&config, &text))
+        Ok((policy_of(&config, &text), config.resolvers()?))
     }
 
-    fn policy(&mut self, path: PathBuf, syntax: bool) -> anyhow::Result<()> {
-        let files = PolicyFiles::read(&[path])?;
+    fn policy(&mut self, path: PathBuf, resolvers: Resolvers, syntax: bool) -> anyhow::Result<()> {
+        let files = PolicyFiles::read(&[path])?.with_resolvers(resolvers);
         self.files = files.count();
         let loaded = if syntax {
             files.check_syntax().map(|()| Vec::new())
@@ -105,7 +107,8 @@ impl Found {
             return diagnostics::line(json!({
                 "event": "check", "valid": self.is_valid(), "config": args.config,
                 "files": files, "rules": summary.map(|s| s.rules),
-                "routes": summary.map(|s| s.routes), "sets": summary.map(|s| s.sets),
+                "routes": summary.map(|s| s.routes), "resolves": summary.map(|s| s.resolves),
+                "sets": summary.map(|s| s.sets),
                 "expects": summary.map(|s| s.expects), "errors": errors, "warnings": warnings,
             }));
         }
@@ -119,7 +122,7 @@ impl Found {
             _ if !self.is_valid() => eprintln!("{} in {}", counted.join(", "), places.join(", ")),
             None => diagnostics::line(format_args!("valid grammar: {}", places.join(", "))),
             Some(s) => {
-                places.push(count(s.rules + s.routes, "rule"));
+                places.push(count(s.rules + s.routes + s.resolves, "rule"));
                 places.push(count(s.sets, "set"));
                 places.push(format!("{} passed", count(s.expects, "expect")));
                 places.extend(counted);
@@ -135,6 +138,12 @@ fn count(count: usize, what: &str) -> String {
 
 /// Where the policy of a configuration is. `None`: what it says of that is wrong.
 fn policy_of(config: &Config, text: &str) -> Option<PathBuf> {
-    let is_silent = || toml::from_str::<toml::Table>(text).is_ok_and(|t| !t.contains_key("policy"));
+    // Without the key, or the whole table, it is the default; a fault there was told already.
+    let is_silent = || {
+        toml::from_str::<toml::Table>(text).is_ok_and(|root| {
+            let policy = root.get("policy").map(toml::Value::as_table);
+            policy.is_none_or(|keys| keys.is_some_and(|keys| keys.is_empty()))
+        })
+    };
     (config.policy.is_some() || is_silent()).then(|| policy_files::directory(config))
 }

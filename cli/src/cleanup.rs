@@ -1,6 +1,9 @@
 //! `tunneld cleanup`: undoes what a dead daemon has left on the host.
 
+use std::path::Path;
+
 use clap::Args;
+use dns::takeover::{KEPT, RESOLV_CONF};
 use rustix::process::geteuid;
 use serde_json::json;
 use tunnel::host::Host;
@@ -26,7 +29,10 @@ pub(crate) fn run(args: &CleanupArgs, json: bool) -> anyhow::Result<u8> {
             .into());
     }
     let socket = args.daemon.path()?;
-    let (_host, undone) = Host::open(directory(&socket)).map_err(refuse)?;
+    let (mut host, mut undone) = Host::open(directory(&socket)).map_err(refuse)?;
+    // It outlives a loss of power, and the journal does not.
+    let put_back = host.put_back_resolv_conf(Path::new(RESOLV_CONF), Path::new(KEPT));
+    undone.extend(put_back.map_err(refuse)?);
     for change in &undone {
         if json {
             diagnostics::line(json!({ "event": "undone", "change": change }));

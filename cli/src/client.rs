@@ -92,9 +92,28 @@ impl Client {
     pub(crate) fn lines(
         &mut self,
         path: &str,
+        each: impl FnMut(&Value) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let response = self.answer(Method::GET, path, Bytes::new())?;
+        self.each(response, each)
+    }
+
+    /// The same, of what a body asks for.
+    pub(crate) fn post_lines(
+        &mut self,
+        path: &str,
+        body: &Value,
+        each: impl FnMut(&Value) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let response = self.answer(Method::POST, path, body.to_string().into())?;
+        self.each(response, each)
+    }
+
+    fn each(
+        &self,
+        mut response: Response<Incoming>,
         mut each: impl FnMut(&Value) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let mut response = self.answer(Method::GET, path, Bytes::new())?;
         let mut text = Vec::new();
         loop {
             let frame = self.runtime.block_on(response.frame());

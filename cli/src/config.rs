@@ -7,6 +7,7 @@
 
 mod fault;
 mod keys;
+mod names;
 mod nearest;
 mod reader;
 mod schema;
@@ -30,9 +31,50 @@ pub(crate) struct Config {
     pub(crate) host: Host,
     /// Where policies are read from when no `--policy` is given.
     pub(crate) policy: Option<PathBuf>,
+    pub(crate) resolvers: Vec<Resolver>,
+    pub(crate) dns: Dns,
     pub(crate) guard: Guard,
     pub(crate) limits: Limits,
     pub(crate) control: Control,
+}
+
+/// Named servers that answer names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Resolver {
+    /// Unlike all others.
+    pub(crate) name: String,
+    /// At least one, and at least one that has an address.
+    pub(crate) settings: dns::upstream::Settings,
+}
+
+/// How names are answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Dns {
+    /// Where, inside.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Whether every captured port 53 is answered as well.
+    pub(crate) intercept: bool,
+    /// How the host's resolver is led to us.
+    pub(crate) takeover: Takeover,
+    /// The network's own servers. `None`: those that the network names.
+    pub(crate) upstream: Option<Vec<dns::server::Server>>,
+    /// Answers that are kept.
+    pub(crate) cache: usize,
+}
+
+/// Who on this host is told that names are answered by us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Takeover {
+    /// Whoever is there.
+    Auto,
+    /// systemd-resolved.
+    Resolved,
+    /// resolvconf(8).
+    Resolvconf,
+    /// `/etc/resolv.conf`.
+    File,
+    /// Nobody.
+    Nobody,
 }
 
 /// The TUN device.
@@ -118,6 +160,21 @@ pub(crate) struct Control {
     pub(crate) admins: Vec<u32>,
 }
 
+impl Config {
+    /// The numbers of the resolvers of a daemon that has had no other configuration.
+    pub(crate) fn resolvers(&self) -> anyhow::Result<engine::Resolvers> {
+        self.resolvers_after(&engine::Resolvers::default())
+    }
+
+    /// Those of one that had others before.
+    pub(crate) fn resolvers_after(
+        &self,
+        before: &engine::Resolvers,
+    ) -> anyhow::Result<engine::Resolvers> {
+        Ok(before.configured(self.resolvers.iter().map(|resolver| &*resolver.name))?)
+    }
+}
+
 impl Default for Device {
     fn default() -> Self {
         Self {
@@ -139,6 +196,21 @@ impl Default for Device {
 impl Default for Host {
     fn default() -> Self {
         Self { mark: 0x7400_0000, mask: 0xff00_0000, table: 29_806, priority: 100 }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            addresses: vec![
+                IpAddr::from([198, 18, 0, 2]),
+                IpAddr::from([0x2001, 2, 0, 0x756e, 0, 0, 0, 2]),
+            ],
+            intercept: false,
+            takeover: Takeover::Auto,
+            upstream: None,
+            cache: 10_000,
+        }
     }
 }
 
@@ -169,6 +241,7 @@ impl Config {
     /// The keys that differ in `new` and that a running daemon can't take.
     pub(crate) fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
         let (device, host, guard, control) = (&self.device, &self.host, &self.guard, &self.control);
+        let dns = &self.dns;
         [
             ("device.name", device.name != new.device.name),
             ("device.addresses", device.addresses != new.device.addresses),
@@ -179,6 +252,10 @@ impl Config {
             ("host.mark", (host.mark, host.mask) != (new.host.mark, new.host.mask)),
             ("host.table", host.table != new.host.table),
             ("host.priority", host.priority != new.host.priority),
+            ("dns.address", dns.addresses != new.dns.addresses),
+            ("dns.intercept", dns.intercept != new.dns.intercept),
+            ("dns.takeover", dns.takeover != new.dns.takeover),
+            ("dns.cache", dns.cache != new.dns.cache),
             ("guard.mode", guard.mode != new.guard.mode),
             ("guard.local", guard.local != new.guard.local),
             ("control.socket", control.socket != new.control.socket),

@@ -16,6 +16,7 @@ mod explaining;
 mod listing;
 mod metrics;
 mod reload;
+mod resolving;
 mod select;
 
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use tunnel::driver::{Handle, Unasked};
 
 use crate::config::{Config, Control};
 use crate::control::group_id;
+use crate::names::Names;
 use crate::report::Clock;
 
 pub(crate) use asking::Unanswered;
@@ -37,6 +39,7 @@ pub(crate) use explaining::{Asked, AskedProtocol, Unexplained};
 pub(crate) use listing::{FlowId, KillError, NoFlowId};
 pub(crate) use metrics::OPENMETRICS;
 pub(crate) use reload::{NotLoaded, Reloaded};
+pub(crate) use resolving::{Inquiry, NotAsked};
 pub(crate) use select::Selection;
 
 /// One thread that carries flows.
@@ -64,6 +67,8 @@ pub(crate) struct Parts {
     pub(crate) config: Config,
     pub(crate) access: Access,
     pub(crate) events: Arc<Events>,
+    /// Who answers names; `None`: nobody.
+    pub(crate) names: Option<Names>,
     /// Of the daemon's own sockets.
     pub(crate) mark: Option<u32>,
     /// Whether this host's connections are tracked for it.
@@ -81,6 +86,7 @@ pub(crate) struct Daemon {
     mark: Option<u32>,
     tracking: Arc<AtomicBool>,
     events: Arc<Events>,
+    names: Option<Names>,
 }
 
 /// What a reload replaces, all at once.
@@ -120,6 +126,7 @@ impl Daemon {
             config,
             access,
             events,
+            names,
             mark,
             tracking,
         } = parts;
@@ -139,6 +146,7 @@ impl Daemon {
             mark,
             tracking,
             events,
+            names,
         }
     }
 

@@ -14,15 +14,16 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use dns::discover::ResolvConf;
+use dns::server::Server;
 use engine::policy::Policy;
-use engine::{DeviceName, Dropped, Own, Report, Services};
-use ipnet::IpNet;
+use engine::{DeviceName, Dropped, Own, Report, ResolverService, Services};
 use tunnel::driver::Totals;
 use tunnel::owner::Owners;
 
 use crate::args::ExecArgs;
 use crate::config::{self, Config};
 use crate::error::{Refusal, code};
+use crate::names::{self, Network};
 use crate::policy_files;
 use crate::report::{Clock, GATHER, Writer};
 use crate::sandbox::{self, Plan, SpawnError, Status};
@@ -54,11 +55,12 @@ pub(crate) fn run(args: &ExecArgs) -> anyhow::Result<u8> {
 
 fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
     let config = args.config.as_deref().map_or_else(|| Ok(Config::default()), config::read)?;
-    let policy = read_policy(args, &config)?;
+    let policy = Arc::new(read_policy(args, &config)?);
     let report = args.report.as_deref().map(open_report).transpose()?;
     let resolv_conf =
         ResolvConf::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
-    let services = services(args, &resolv_conf)?;
+    let nameserver = inside_dns(&config);
+    let services = services(args, nameserver)?;
 
     let plan = Plan {
         command: args.command.clone(),
@@ -67,7 +69,7 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         mtu: u32::from(config.device.mtu),
         offload: true,
         queues: 1,
-        resolv_conf: resolv_conf.with_nameserver(inside_dns(&config.device.addresses)).into_bytes(),
+        resolv_conf: resolv_conf.with_nameserver(nameserver).into_bytes(),
         keep_sockets: args.keep_sockets,
         ipv6: host_has_ipv6() || services.loopback.iter().any(|(inside, _)| inside.is_ipv6()),
     };
@@ -82,11 +84,13 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         }
         None => (None, None),
     };
+    let names = names::Waiting::new(&config, &policy, None)?;
     let blueprint = Blueprint {
         config: &config,
-        policy: Arc::new(policy),
+        policy,
         own: Own::Every,
         services,
+        names: names.names(),
         mark: None,
         shards: 1,
         reports,
@@ -97,6 +101,9 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
     // The writer of reports ends when nobody can send one any more.
     drop(blueprint);
     let handle = driver.handle();
+    names
+        .start(vec![handle.clone()], network(&resolv_conf), None)
+        .context("cannot start a thread")?;
     let clock = Clock { epoch: SystemTime::now() - driver.epoch().elapsed() };
     let writer = report
         .zip(received)
@@ -130,9 +137,9 @@ fn read_policy(args: &ExecArgs, config: &Config) -> anyhow::Result<Policy> {
         paths.extend(config.policy.clone());
     }
     if paths.is_empty() {
-        return Ok(Policy::allow_all());
+        return Ok(Policy::allow_all().with_resolvers(config.resolvers()?));
     }
-    policy_files::load(&paths, code::EXEC_FAILED)
+    policy_files::load(&paths, config.resolvers()?, code::EXEC_FAILED)
 }
 
 fn open_report(file: &Path) -> anyhow::Result<File> {
@@ -142,7 +149,7 @@ fn open_report(file: &Path) -> anyhow::Result<File> {
 }
 
 /// What stands for something else inside: port 53, and the `--host-loopback` addresses.
-fn services(args: &ExecArgs, resolv_conf: &ResolvConf) -> anyhow::Result<Services> {
+fn services(args: &ExecArgs, nameserver: IpAddr) -> anyhow::Result<Services> {
     let mut loopback = Vec::new();
     for &inside in &args.host_loopback {
         let outside = match inside {
@@ -159,19 +166,31 @@ fn services(args: &ExecArgs, resolv_conf: &ResolvConf) -> anyhow::Result<Service
         }
         loopback.push((inside, outside));
     }
-    let nameserver = resolv_conf.nameservers.first().map(|ip| SocketAddr::new(*ip, 53));
-    // Without a server glibc asks this host's own (resolv.conf(5)).
-    let nameserver = nameserver.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 53)));
-    Ok(Services { nameserver: Some(nameserver), loopback })
+    let resolver = ResolverService { addresses: vec![nameserver], intercept: true };
+    Ok(Services { resolver: Some(resolver), loopback })
 }
 
-/// The server to tell programs of whose device has these addresses, one of each IP version.
-fn inside_dns(addresses: &[IpNet]) -> IpAddr {
+/// The network's own servers as programs outside know them: this host's own resolver, too.
+fn network(resolv_conf: &ResolvConf) -> Network {
+    // Without a server glibc asks this host's own (resolv.conf(5)).
+    let nobody = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    let named = &resolv_conf.nameservers;
+    let servers = if named.is_empty() { &nobody[..] } else { named };
+    let plain = |ip: &IpAddr| Server::plain(SocketAddr::new(*ip, 53));
+    let search = resolv_conf.search().into_iter().map(str::to_owned).collect();
+    Network::Fixed(servers.iter().map(plain).collect(), search)
+}
+
+/// The server to tell programs of: one that the device's addresses can reach, and that is
+/// another host to them.
+fn inside_dns(config: &Config) -> IpAddr {
+    let addresses = &config.device.addresses;
     let reachable = |dns: &IpAddr| {
         addresses.iter().any(|net| net.addr().is_ipv4() == dns.is_ipv4())
             && addresses.iter().all(|net| net.addr() != *dns)
     };
-    INSIDE_DNS.into_iter().find(reachable).unwrap_or(INSIDE_DNS[0])
+    let wanted = config.dns.addresses.iter().copied();
+    wanted.chain(INSIDE_DNS).find(reachable).unwrap_or(INSIDE_DNS[0])
 }
 
 /// Whether any device but loopback has an IPv6 address of more than its link.
@@ -249,8 +268,9 @@ mod tests {
             (&["fd00::1/128"], "2001:2:0:756e::2"),
             (&["2001:2:0:756e::2/128"], "2001:2:0:756e::3"),
         ] {
-            let nets: Vec<IpNet> = addresses.iter().map(|a| a.parse().expect("a net")).collect();
-            assert_eq!(inside_dns(&nets).to_string(), want, "{addresses:?}");
+            let mut config = Config::default();
+            config.device.addresses = addresses.iter().map(|a| a.parse().expect("a net")).collect();
+            assert_eq!(inside_dns(&config).to_string(), want, "{addresses:?}");
         }
     }
 }

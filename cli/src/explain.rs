@@ -1,13 +1,14 @@
 //! `tunneld explain`: what a policy would do with a flow, and why.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
-use engine::Protocol;
 use engine::policy::{
-    AssumedSource, Decision, Explanation, Hypothesis, Outcome, RuleTried, Verdict,
+    self, AssumedSource, Decision, Explanation, Hypothesis, Outcome, Policy, RuleTried, Verdict,
 };
+use engine::{Protocol, ResolverSet, Resolvers};
 use serde_json::{Value, json};
 
 use crate::client::{Client, Target};
@@ -22,7 +23,8 @@ use crate::shown;
 /// Shows what a policy would do with a flow: the way out, every rule tried and why it
 /// matches or not, the verdict, and the error that the app would get. No packet is sent.
 /// Without --policy the daemon is asked: for the policy in force, and for the source that
-/// the kernel would choose.
+/// the kernel would choose, and for the name that was asked for the address. Where DST is a
+/// name alone, its address is unknown.
 ///
 /// Exit: 0 allowed, 1 blocked or dropped, 2 wrong usage, 3 the daemon does not run.
 #[derive(Debug, Args)]
@@ -33,7 +35,7 @@ pub(crate) struct ExplainArgs {
     /// The address the flow would leave this host with, or `any`
     #[arg(value_name = "SRC", value_parser = source)]
     source: AssumedSource,
-    /// Where it goes; an IPv6 address with a port stands in brackets
+    /// Where it goes, an address or a name; an IPv6 address with a port stands in brackets
     #[arg(value_name = "DST[:PORT]", value_parser = destination)]
     destination: Destination,
     /// The flow is forwarded for this client
@@ -53,10 +55,17 @@ pub(crate) struct ExplainArgs {
 }
 
 /// A destination and its port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Destination {
-    address: IpAddr,
+    host: Host,
     port: Option<u16>,
+}
+
+/// What is known of a destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Host {
+    Address(IpAddr),
+    Name(Arc<str>),
 }
 
 /// Runs the verb and gives its exit code.
@@ -71,7 +80,15 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
     let flow = Hypothesis {
         protocol: args.protocol,
         source: args.source,
-        destination: args.destination.address,
+        destination: match &args.destination.host {
+            Host::Address(address) => Some(*address),
+            Host::Name(_) => None,
+        },
+        name: match &args.destination.host {
+            Host::Address(_) => None,
+            Host::Name(name) => Some(Arc::clone(name)),
+        },
+        resolvers: ResolverSet::EMPTY,
         port: args.destination.port,
         client: args.client,
         uid,
@@ -89,9 +106,9 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
 
 /// By the policy of the command line.
 fn alone(args: &ExplainArgs, flow: &Hypothesis) -> anyhow::Result<Value> {
-    let policy = policy_files::load(&args.policy, code::FINDING)?;
+    let policy = policy_files::load(&args.policy, Resolvers::default(), code::FINDING)?;
     match policy.explain(flow) {
-        Ok(told) => Ok(object(flow, &told)),
+        Ok(told) => Ok(object(&policy, flow, &told)),
         Err(dependence) => {
             let said = |(address, decision): (IpAddr, Decision)| {
                 let rule = policy.rule_name(decision.rule);
@@ -113,10 +130,11 @@ fn ask(args: &ExplainArgs, flow: &Hypothesis, json: bool) -> anyhow::Result<Valu
             Protocol::Icmp => AskedProtocol::Icmp,
         },
         source: match flow.source {
-            AssumedSource::Any => None,
+            AssumedSource::Any | AssumedSource::Nothing => None,
             AssumedSource::Address(address) => Some(address),
         },
         destination: flow.destination,
+        name: flow.name.as_deref().map(str::to_owned),
         port: flow.port,
         client: flow.client,
         uid: flow.uid,
@@ -134,7 +152,7 @@ fn ask(args: &ExplainArgs, flow: &Hypothesis, json: bool) -> anyhow::Result<Valu
 }
 
 /// The object of `docs/json.md`.
-pub(crate) fn object(flow: &Hypothesis, told: &Explanation) -> Value {
+pub(crate) fn object(policy: &Policy, flow: &Hypothesis, told: &Explanation) -> Value {
     let tried = |rule: &RuleTried| {
         let clauses = rule.clauses.iter();
         let clauses = clauses.map(|c| json!({ "text": c.text, "outcome": c.outcome.as_str() }));
@@ -156,7 +174,9 @@ pub(crate) fn object(flow: &Hypothesis, told: &Explanation) -> Value {
         "source": address_of(flow),
         "egress": egress,
         "unresolved": null,
-        "destination": socket(flow),
+        "destination": destination_of(flow),
+        "name": flow.name.as_deref(),
+        "resolvers": policy.resolver_names(flow.resolvers).iter().map(|n| &**n).collect::<Vec<_>>(),
         "uid": flow.uid,
         "routes": told.routes.iter().map(tried).collect::<Value>(),
         "via": told.via,
@@ -179,18 +199,26 @@ fn text(told: &Value) -> String {
     let word = |key: &str| Some(shown::word(&told[key])).filter(|word| !word.is_empty());
     let or = |key: &str, other: &str| word(key).unwrap_or_else(|| other.to_owned());
     line("flow", &format!("{} to {}", or("protocol", ""), or("destination", "")));
-    for label in ["client", "uid"] {
+    for label in ["name", "client", "uid"] {
         if let Some(value) = word(label) {
             line(label, &value);
         }
+    }
+    let resolvers = told["resolvers"].as_array().map_or(&[][..], Vec::as_slice);
+    if !resolvers.is_empty() {
+        let names: Vec<&str> = resolvers.iter().filter_map(Value::as_str).collect();
+        line("learned", &format!("from {}", names.join(", ")));
     }
     let list = |key: &str| told[key].as_array().map_or(&[][..], Vec::as_slice);
     for route in list("routes") {
         line(if route["matched"] == true { "route" } else { "not route" }, &heading(route));
         why(route, &mut line);
     }
-    line("way out", &or("via", ""));
+    let served = told["via"] == "dns";
+    let way = if served { "none: answered inside (dns)".to_owned() } else { or("via", "") };
+    line("way out", &way);
     match told["egress"]["device"].as_str() {
+        None if served => line("source", &or("source", "none")),
         Some(device) => line("source", &format!("{} by {device}", or("source", "any"))),
         None => line("source", &or("source", "any")),
     }
@@ -249,13 +277,19 @@ fn address_of(flow: &Hypothesis) -> Option<IpAddr> {
     match flow.source {
         AssumedSource::Any => flow.client.or_else(|| flow.egress.map(|e| e.address)),
         AssumedSource::Address(address) => Some(address),
+        AssumedSource::Nothing => flow.client,
     }
 }
 
-fn socket(flow: &Hypothesis) -> String {
-    match (flow.port, flow.destination) {
-        (None, address) => address.to_string(),
-        (Some(port), address) => std::net::SocketAddr::new(address, port).to_string(),
+/// The destination as it was asked for.
+fn destination_of(flow: &Hypothesis) -> String {
+    match (flow.destination, flow.port) {
+        (Some(address), None) => address.to_string(),
+        (Some(address), Some(port)) => SocketAddr::new(address, port).to_string(),
+        (None, port) => {
+            let name = flow.name.as_deref().unwrap_or_default();
+            port.map_or_else(|| name.to_owned(), |port| format!("{name}:{port}"))
+        }
     }
 }
 
@@ -279,13 +313,7 @@ fn protocol(word: &str) -> Result<Protocol, String> {
 
 fn address(word: &str) -> Result<IpAddr, String> {
     let bare = word.strip_prefix('[').and_then(|word| word.strip_suffix(']')).unwrap_or(word);
-    match bare.parse::<IpAddr>() {
-        Ok(address) => Ok(address.to_canonical()),
-        Err(_) if word.bytes().any(|b| b.is_ascii_alphabetic()) && !word.contains(':') => {
-            Err("a name: not in this version".to_owned())
-        }
-        Err(_) => Err("not an IP address".to_owned()),
-    }
+    bare.parse::<IpAddr>().map(|a| a.to_canonical()).map_err(|_| "not an IP address".to_owned())
 }
 
 fn source(word: &str) -> Result<AssumedSource, String> {
@@ -293,15 +321,22 @@ fn source(word: &str) -> Result<AssumedSource, String> {
 }
 
 fn destination(word: &str) -> Result<Destination, String> {
-    let alone = address(word).map(|address| Destination { address, port: None });
-    let Some((host, port)) = word.rsplit_once(':').filter(|_| alone.is_err()) else {
+    let alone = host(word).map(|host| Destination { host, port: None });
+    let Some((name, port)) = word.rsplit_once(':').filter(|_| alone.is_err()) else {
         return alone;
     };
     let port = port.parse().map_err(|_| format!("`{port}` is not a port"))?;
-    if host.contains(':') && !host.starts_with('[') {
-        return Err(format!("an IPv6 address with a port stands in brackets: [{host}]:{port}"));
+    if name.contains(':') && !name.starts_with('[') {
+        return Err(format!("an IPv6 address with a port stands in brackets: [{name}]:{port}"));
     }
-    address(host).map(|address| Destination { address, port: Some(port) })
+    host(name).map(|host| Destination { host, port: Some(port) })
+}
+
+fn host(word: &str) -> Result<Host, String> {
+    match address(word) {
+        Ok(address) => Ok(Host::Address(address)),
+        Err(_) => policy::name(word).map(Host::Name).map_err(|error| error.to_string()),
+    }
 }
 
 #[cfg(test)]
@@ -320,12 +355,18 @@ mod tests {
             ("192.0.2.1:65536", None),
             ("192.0.2.1:", None),
             ("2001:db8:0:0:0:0:0:1:443", None),
-            ("www.example.com:443", None),
+            ("www.example.com:443", Some(("www.example.com", Some(443)))),
+            ("WWW.example.com.", Some(("www.example.com", None))),
+            ("localhost", Some(("localhost", None))),
+            ("*.example.com", None),
+            ("www.example.com:http", None),
+            ("192.0.2.300", None),
+            ("a b", None),
             ("", None),
             (":", None),
         ] {
-            let want = want.map(|(address, port): (&str, _)| Destination {
-                address: address.parse().expect("address"),
+            let want = want.map(|(word, port): (&str, _)| Destination {
+                host: word.parse().map_or_else(|_| Host::Name(word.into()), Host::Address),
                 port,
             });
             assert_eq!(destination(word).ok(), want, "{word}");

@@ -12,12 +12,14 @@ mod daemon;
 mod demo;
 mod diagnostics;
 mod diff;
+mod dns_verb;
 mod error;
 mod exec;
 mod explain;
 mod flows;
 mod fmt;
 mod man;
+mod names;
 mod policy_files;
 mod policy_sent;
 mod reload;
@@ -59,6 +61,7 @@ pub fn main() -> u8 {
         Verb::Watch(args) => watch::run(&args, json),
         Verb::Reload(args) => reload::run(&args, json),
         Verb::Diff(args) => diff::run(&args, json),
+        Verb::Dns(args) => dns_verb::run(&args, json),
         Verb::Cleanup(args) => cleanup::run(&args, json),
         Verb::Man(args) => man::run(&args, json),
         Verb::Completions(args) => Ok(completions::run(&args, json)),

@@ -23,7 +23,7 @@ use crate::error::{Refusal, code};
 /// Exit: 0 done, 2 wrong usage, 5 a page cannot be written.
 #[derive(Debug, Args)]
 pub(crate) struct ManArgs {
-    /// The verb whose page is wanted
+    /// The verb whose page is wanted; of a verb's own verb, as in `dns-query`
     #[arg(value_name = "VERB", conflicts_with = "dir")]
     verb: Option<String>,
     /// Write all pages into this directory, which must exist
@@ -74,7 +74,7 @@ const FILES: &[Used] = &[
         name: "/run/tunneld/control.sock",
         meaning: "where the daemon is asked and commanded, in HTTP; `GET /metrics` gives \
                   OpenMetrics",
-        verbs: &["run", "status", "flows", "rules", "watch", "explain", "diff", "reload"],
+        verbs: &["run", "status", "flows", "rules", "watch", "explain", "diff", "reload", "dns"],
     },
     Used {
         name: "/run/tunneld/journal",
@@ -131,7 +131,7 @@ pub(crate) fn run(args: &ManArgs, json: bool) -> anyhow::Result<u8> {
     Ok(code::DONE)
 }
 
-/// The page of the program, then one of each verb.
+/// The page of the program, then one of each verb, and of each verb of a verb.
 fn pages() -> io::Result<Vec<Page>> {
     let mut program = Cli::command();
     program.build();
@@ -140,7 +140,14 @@ fn pages() -> io::Result<Vec<Page>> {
     let names: Vec<&str> = verbs.iter().map(Command::get_name).collect();
     let mut pages = vec![page(&program, None, &names)?];
     for verb in &verbs {
+        let inner: Vec<&Command> = verb.get_subcommands().collect();
+        let names: Vec<String> =
+            inner.iter().map(|of| format!("{}-{}", verb.get_name(), of.get_name())).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         pages.push(page(verb, Some(verb.get_name()), &names)?);
+        for of in inner {
+            pages.push(page(of, Some(verb.get_name()), &[])?);
+        }
     }
     Ok(pages)
 }
@@ -159,7 +166,7 @@ fn page(command: &Command, verb: Option<&str>, verbs: &[&str]) -> io::Result<Pag
     usage.to_writer(&mut text)?;
     man.render_description_section(&mut text)?;
     man.render_options_section(&mut text)?;
-    if verb.is_none() {
+    if command.has_subcommands() {
         man.render_subcommands_section(&mut text)?;
     }
     let mut rest = Roff::new();
@@ -277,7 +284,7 @@ fn synopsis(roff: &mut Roff, command: &Command) {
 
 fn see_also(roff: &mut Roff, verb: Option<&str>, verbs: &[&str]) {
     roff.control("SH", ["SEE ALSO"]);
-    let others = verbs.iter().filter(|_| verb.is_none()).map(|other| format!("tunneld-{other}"));
+    let others = verbs.iter().map(|other| format!("tunneld-{other}"));
     let program = verb.map(|_| "tunneld".to_owned());
     let names: Vec<String> = program.into_iter().chain(others).collect();
     for (number, name) in names.iter().enumerate() {
@@ -294,7 +301,14 @@ mod tests {
     fn every_page_has_its_sections() {
         let pages = pages().expect("pages");
         let names: Vec<&str> = pages.iter().map(|page| &*page.name).collect();
-        for name in ["tunneld.1", "tunneld-exec.1", "tunneld-check.1", "tunneld-man.1"] {
+        for name in [
+            "tunneld.1",
+            "tunneld-exec.1",
+            "tunneld-check.1",
+            "tunneld-man.1",
+            "tunneld-dns.1",
+            "tunneld-dns-query.1",
+        ] {
             assert!(names.contains(&name), "{name}: {names:?}");
         }
         for page in &pages {

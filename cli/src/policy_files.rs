@@ -2,11 +2,14 @@
 //! sets that they name.
 
 use std::collections::HashSet;
+use std::collections::hash_map::RandomState;
 use std::fs;
+use std::hash::BuildHasher;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use engine::Resolvers;
 use engine::policy::{self, Diagnostic, Environment, Policy, ReadError, Source};
 
 use crate::config::Config;
@@ -27,6 +30,7 @@ pub(crate) struct PolicyFiles {
     list: Vec<PolicyFile>,
     /// What is wrong with them before a word is read.
     unreadable: Vec<Diagnostic>,
+    resolvers: Resolvers,
 }
 
 #[derive(Debug)]
@@ -36,12 +40,12 @@ struct PolicyFile {
 }
 
 /// Loads a policy from files and directories, each of them as a whole, and prints what
-/// is to be said about it to standard error.
+/// is to be said about it to standard error. The resolvers are those of the configuration.
 ///
 /// # Errors
 /// It cannot be read, or it has errors; `refused` is the exit code for the latter.
-pub(crate) fn load(paths: &[PathBuf], refused: u8) -> anyhow::Result<Policy> {
-    let files = PolicyFiles::read(paths)?;
+pub(crate) fn load(paths: &[PathBuf], resolvers: Resolvers, refused: u8) -> anyhow::Result<Policy> {
+    let files = PolicyFiles::read(paths)?.with_resolvers(resolvers);
     match files.load() {
         Ok((policy, warnings)) => {
             diagnostics::print(&warnings, &files);
@@ -74,6 +78,12 @@ impl PolicyFiles {
             }
         }
         Ok(files)
+    }
+
+    /// The same files, with the resolvers of a configuration; else there is `upstream` alone.
+    #[must_use]
+    pub(crate) fn with_resolvers(self, resolvers: Resolvers) -> Self {
+        Self { resolvers, ..self }
     }
 
     /// Parses, compiles and tests.
@@ -160,6 +170,20 @@ impl Environment for PolicyFiles {
         let directory = file.map_or_else(|| Path::new("."), |file| directory_of(&file.path));
         read_below(directory, path)
     }
+
+    fn resolvers(&self) -> Resolvers {
+        self.resolvers.clone()
+    }
+
+    fn secret(&self) -> u128 {
+        secret()
+    }
+}
+
+/// Random bits for one load of a policy.
+pub(crate) fn secret() -> u128 {
+    let random = RandomState::new();
+    u128::from(random.hash_one(0)) << 64 | u128::from(random.hash_one(1))
 }
 
 /// The files that a path stands for.

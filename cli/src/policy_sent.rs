@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use engine::Resolvers;
 use engine::policy::{Diagnostic, Environment, Policy, ReadError, Source};
 use serde::{Deserialize, Serialize};
 
@@ -64,10 +65,21 @@ impl Environment for Noting<'_> {
         self.read.borrow_mut().push(SentFile { source, path, text: text.clone() });
         Ok(text)
     }
+
+    fn resolvers(&self) -> Resolvers {
+        self.files.resolvers()
+    }
+
+    fn secret(&self) -> u128 {
+        self.files.secret()
+    }
 }
 
 /// What the daemon knows while it loads what was sent.
-struct Received<'s>(HashMap<(&'s str, &'s str), &'s str>);
+struct Received<'s> {
+    files: HashMap<(&'s str, &'s str), &'s str>,
+    resolvers: Resolvers,
+}
 
 impl Environment for Received<'_> {
     fn uid(&self, user: &str) -> Option<u32> {
@@ -75,7 +87,15 @@ impl Environment for Received<'_> {
     }
 
     fn read(&self, source: &str, path: &str) -> Result<String, ReadError> {
-        self.0.get(&(source, path)).map(|text| (*text).to_owned()).ok_or(ReadError::Missing)
+        self.files.get(&(source, path)).map(|text| (*text).to_owned()).ok_or(ReadError::Missing)
+    }
+
+    fn resolvers(&self) -> Resolvers {
+        self.resolvers.clone()
+    }
+
+    fn secret(&self) -> u128 {
+        policy_files::secret()
     }
 }
 
@@ -95,11 +115,11 @@ impl PolicySent {
         Ok(Self { sources: sources.collect(), files: noting.read.into_inner() })
     }
 
-    /// Compiles and tests it.
+    /// Compiles and tests it, with the resolvers of the daemon's configuration.
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub(crate) fn load(self) -> Result<(Policy, Vec<Told>), Vec<Told>> {
+    pub(crate) fn load(self, resolvers: &Resolvers) -> Result<(Policy, Vec<Told>), Vec<Told>> {
         let mut paths = HashMap::new();
         let mut sources = Vec::with_capacity(self.sources.len());
         for SentSource { name, path, text } in self.sources {
@@ -113,7 +133,7 @@ impl PolicySent {
         let told = |found: Vec<Diagnostic>| -> Vec<Told> {
             found.iter().map(|diagnostic| Told::of(diagnostic, &path_of)).collect()
         };
-        match Policy::load(&sources, &Received(files)) {
+        match Policy::load(&sources, &Received { files, resolvers: resolvers.clone() }) {
             Ok((policy, warnings)) => Ok((policy, told(warnings))),
             Err(found) => Err(told(found)),
         }
@@ -139,7 +159,7 @@ mod tests {
         let body = serde_json::to_string(&sent).expect("JSON");
         let received: PolicySent = serde_json::from_str(&body).expect("JSON");
         assert_eq!((&received, received.files.len()), (&sent, 1));
-        let (policy, warnings) = received.load().expect("all of it is there");
+        let (policy, warnings) = received.load(&Resolvers::default()).expect("all of it is there");
         assert_eq!((policy.summary().expects, warnings), (1, Vec::new()));
     }
 
@@ -148,7 +168,7 @@ mod tests {
         let text = "policy 1\nset a = file \"etc/passwd\"\nblock to @a\ndefault allow\n";
         let source = SentSource { name: "a".into(), path: None, text: text.into() };
         let sent = PolicySent { sources: vec![source], files: Vec::new() };
-        let found = sent.load().expect_err("no such file");
+        let found = sent.load(&Resolvers::default()).expect_err("no such file");
         assert!(found[0].object()["message"].to_string().contains("no such file"), "{found:?}");
     }
 

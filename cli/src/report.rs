@@ -79,10 +79,10 @@ pub(crate) fn object(shard: usize, report: &Report, clock: Clock, users: &mut Us
         "source": source,
         "egress": egress,
         "destination": address(report.destination.ip(), Some(report.destination.port())),
-        "name": null,
-        "name_from": null,
+        "name": report.name.as_deref(),
+        "name_from": report.name.as_ref().map(|_| "dns"),
         "peeked": false,
-        "resolvers": [],
+        "resolvers": report.resolvers.iter().map(|name| &**name).collect::<Vec<_>>(),
         "owner": {
             "uid": owner.map(|o| o.uid),
             "user": owner.and_then(|o| users.name(o.uid)),
@@ -90,7 +90,7 @@ pub(crate) fn object(shard: usize, report: &Report, clock: Clock, users: &mut Us
             "app": null,
             "cgroup": owner.and_then(|o| o.cgroup.as_deref()),
         },
-        "via": "direct",
+        "via": report.via.name(),
         "verdict": report.verdict.map_or("none", |verdict| match verdict {
             Verdict::Allow => "allow",
             Verdict::Block => "block",
@@ -164,6 +164,7 @@ impl Users {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use engine::Via;
 
     pub(crate) fn example() -> Report {
         use engine::{DeviceName, Egress, Owner, Reason};
@@ -174,6 +175,9 @@ pub(crate) mod tests {
             client: "198.18.0.1:42568".parse().expect("address"),
             local: true,
             destination: "203.0.113.9:443".parse().expect("address"),
+            via: Via::Direct,
+            name: Some("www.example.com".into()),
+            resolvers: vec!["upstream".into()],
             egress: Some(Egress {
                 address: "192.168.7.5".parse().expect("address"),
                 device: DeviceName::new("eth0").expect("name"),
@@ -218,6 +222,8 @@ pub(crate) mod tests {
     #[test]
     fn what_is_not_known_is_null_and_never_an_address() {
         let nothing = Report {
+            name: None,
+            resolvers: Vec::new(),
             egress: None,
             egress_port: None,
             owner: None,
@@ -227,11 +233,26 @@ pub(crate) mod tests {
         };
         let written =
             object(0, &nothing, Clock { epoch: UNIX_EPOCH }, &mut Users { names: Some([].into()) });
-        for key in ["source", "egress", "rule"] {
+        for key in ["source", "egress", "rule", "name", "name_from"] {
             assert_eq!(written[key], Value::Null, "{key}");
         }
         assert_eq!(written["verdict"], "none");
         assert_eq!(written["owner"]["uid"], Value::Null);
+    }
+
+    #[test]
+    fn what_the_resolver_answers_has_no_source() {
+        let asked = Report { egress: None, egress_port: None, via: Via::Dns, ..example() };
+        let forwarded = Report { local: false, ..asked.clone() };
+        let written = |report| {
+            let mut users = Users { names: Some([].into()) };
+            object(0, report, Clock { epoch: UNIX_EPOCH }, &mut users)
+        };
+        for (report, source) in [(&asked, json!(null)), (&forwarded, json!("198.18.0.1:42568"))] {
+            let flow = written(report);
+            assert_eq!((&flow["via"], &flow["egress"]), (&json!("dns"), &Value::Null));
+            assert_eq!(flow["source"], source);
+        }
     }
 
     #[test]

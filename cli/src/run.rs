@@ -8,7 +8,8 @@
 //! ```text
 //! queues of the TUN ─▶ engine and driver a queue, one thread each ─▶ control socket bound
 //!   ─▶ changes of the host: each journaled, then made (tunnel::host)
-//!   ─▶ READY=1 ─▶ control, signals ∥ addresses and devices of the host followed
+//!   ─▶ the host's resolver led to us ─▶ READY=1
+//!   ─▶ control, signals ∥ addresses and devices of the host followed ∥ its resolver followed
 //! SIGTERM ─▶ shards end their flows ─▶ changes undone, the last one first
 //! ```
 //!
@@ -16,19 +17,22 @@
 //! reader. The main thread runs the control socket and all that is not a packet on one runtime.
 
 mod follow;
+mod takeover;
 mod tracking;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use clap::Args;
+use dns::discover;
 use engine::policy::Policy;
-use engine::{DeviceName, Own, Services};
+use engine::{DeviceName, Own, ResolverService, Services};
+use ipnet::IpNet;
 use rustix::process::geteuid;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -44,10 +48,12 @@ use crate::config::{self, Capture, Config, Queues};
 use crate::control;
 use crate::daemon::{self, Access, Daemon, Events, NotLoaded, Shard};
 use crate::error::{Refusal, code};
+use crate::names::{self, Names, Network};
 use crate::policy_files;
 use crate::report::Clock;
 use crate::shards::{Blueprint, raise_descriptors};
 use follow::Follower;
+use takeover::Takeover;
 use tracking::Tracking;
 
 /// Take this host's packets, until told to stop
@@ -85,7 +91,12 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
     if !undone.is_empty() {
         info!(changes = undone.len(), "undid what an earlier daemon had left");
     }
-    let policy = policy_files::load(&[policy_files::directory(&config)], code::FAILED)?;
+    if config.dns.takeover != config::Takeover::Nobody {
+        takeover::put_back(&mut host)?;
+    }
+    let takeover = Takeover::prepare(&config)?;
+    let policy =
+        policy_files::load(&[policy_files::directory(&config)], config.resolvers()?, code::FAILED)?;
     let policy = Arc::new(policy);
     let mut plan = plan(&config)?;
     host.refuse_foreign(&plan).map_err(refuse)?;
@@ -97,9 +108,10 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
     // From here on a signal is kept until somebody can put the host back.
     let signals = runtime.block_on(async { Signals::keep() })?;
     let tracking = Tracking::decide(&mut plan)?;
-    let mut shards = Shards::start(&config, &policy)?;
-    let follower = Follower::start(&plan, &shards.handles)?;
     let mark = Some(config.host.mark);
+    let names = names::Waiting::new(&config, &policy, mark)?;
+    let mut shards = Shards::start(&config, &policy, names.names())?;
+    let follower = Follower::start(&plan, &shards.handles)?;
     let listener = runtime
         .block_on(async { control::listen(&config.control.socket, &config.control.group) })?;
     let daemon = Arc::new(Daemon::new(daemon::Parts {
@@ -110,11 +122,22 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
         access: Access::of(&config.control),
         config,
         events: Arc::clone(&shards.events),
+        names: Some(names.names().clone()),
         mark,
         tracking: tracking.state(),
     }));
 
+    let found = discover::Settings::of_this_host(
+        names::own_addresses(&daemon.in_force().config),
+        Some(plan.device.to_string()),
+    );
+    let events = Some(Arc::clone(&shards.events));
+    names
+        .start(shards.handles.clone(), Network::Followed(found), events)
+        .context("cannot start a thread")?;
+
     let seen = host::Seen::look().map_err(refuse)?;
+    let ours = daemon.in_force().config.dns.addresses.clone();
     let changes = host::changes(&plan, &seen);
     let switch = Switch::among(&changes);
     if let Err(error) = host.apply(changes) {
@@ -122,13 +145,16 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
         return Err(refuse(error));
     }
     tracking.may_switch(switch);
-    follower.take(host);
+    let host = Arc::new(Mutex::new(host));
+    follower.take(&host);
+    let taken = takeover.and_then(|takeover| takeover.start(&plan, &ours, &seen, &host));
     let stop = until_told(signals, &daemon, &mut shards.ended);
     runtime.block_on(control::serve(listener, Arc::clone(&daemon), stop));
     notify(&[NotifyState::Stopping]);
-    let host = follower.end();
+    drop(taken);
+    follower.end();
     let ended = shards.end();
-    let restored = match host {
+    let restored = match Arc::into_inner(host).and_then(|host| host.into_inner().ok()) {
         Some(host) => host.restore().map_err(refuse),
         // Whatever it was, the journal knows what is to be undone.
         None => Host::open(&lock).map(|(_, undone)| undone).map_err(refuse),
@@ -230,7 +256,7 @@ impl Drop for Farewell {
 }
 
 impl Shards {
-    fn start(config: &Config, policy: &Arc<Policy>) -> anyhow::Result<Self> {
+    fn start(config: &Config, policy: &Arc<Policy>, names: &Names) -> anyhow::Result<Self> {
         let queues = open_queues(config)?;
         raise_descriptors();
         let (sender, receiver) = sync_channel(REPORTS);
@@ -238,10 +264,17 @@ impl Shards {
             config,
             policy: Arc::clone(policy),
             own: Own::Addresses {
-                device: config.device.addresses.iter().map(ipnet::IpNet::addr).collect(),
+                device: config.device.addresses.iter().map(IpNet::addr).collect(),
                 host: follow::addresses().context("cannot look at the host's addresses")?,
             },
-            services: Services::default(),
+            services: Services {
+                resolver: Some(ResolverService {
+                    addresses: config.dns.addresses.clone(),
+                    intercept: config.dns.intercept,
+                }),
+                loopback: Vec::new(),
+            },
+            names,
             mark: Some(config.host.mark),
             shards: queues.len(),
             reports: Some(sender),
@@ -330,7 +363,11 @@ fn plan(config: &Config) -> anyhow::Result<host::Plan> {
         priority: config.host.priority,
         capture: match &config.device.capture {
             Capture::All => host::Capture::All,
-            Capture::Prefixes(prefixes) => host::Capture::Prefixes(prefixes.clone()),
+            Capture::Prefixes(prefixes) => {
+                // Where we answer is in there, whatever else is.
+                let ours = config.dns.addresses.iter().copied().map(IpNet::from);
+                host::Capture::Prefixes(prefixes.iter().copied().chain(ours).collect())
+            }
             Capture::Nothing => host::Capture::Nothing,
         },
         forward: config.device.forward,

@@ -15,6 +15,7 @@ use tunnel::rings::Pool;
 use tunnel::source::Routes;
 
 use crate::config::{Config, Limits};
+use crate::names::Names;
 
 /// Descriptors kept for everything that is not a flow.
 const RESERVED_DESCRIPTORS: u64 = 64;
@@ -27,6 +28,8 @@ pub(crate) struct Blueprint<'a> {
     /// Whose flows are this host's own.
     pub(crate) own: Own,
     pub(crate) services: Services,
+    /// Who answers the queries to `services.resolver`.
+    pub(crate) names: &'a Names,
     /// The mark of our sockets.
     pub(crate) mark: Option<u32>,
     /// How many shards the limits are divided among.
@@ -62,6 +65,7 @@ impl Blueprint<'_> {
             owners,
             rings: Pool::new(memory),
             mark: self.mark,
+            service: Some(self.names.desk()),
             shard: number,
             reports: self.reports.clone(),
         })?;

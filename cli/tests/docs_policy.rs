@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use engine::Resolvers;
 use engine::policy::{Environment, Policy, ReadError, Source, format};
 
 /// The users of any Linux host, and the lists of the examples.
@@ -18,10 +19,20 @@ impl Environment for Documented {
 
     fn read(&self, _: &str, path: &str) -> Result<String, ReadError> {
         match path {
-            "lists/ads.txt" => Ok("203.0.113.0/24\n198.51.100.7 # a comment\n".to_owned()),
+            "lists/ads.txt" => {
+                Ok("203.0.113.0/24\n198.51.100.7 # a comment\nads.example\n".to_owned())
+            }
             _ => fs::read_to_string(docs().join("examples").join(path))
                 .map_err(|_| ReadError::Missing),
         }
+    }
+
+    fn resolvers(&self) -> Resolvers {
+        Resolvers::default().configured(["corp"]).expect("few")
+    }
+
+    fn secret(&self) -> u128 {
+        0
     }
 }
 

@@ -220,7 +220,9 @@ fn explain() {
         (vec!["tcp", "any", "192.0.2.1", "--client", "10.0.0.9"], 0, "client      10.0.0.9\n"),
         (vec!["tcp", "::1", "192.0.2.1"], 2, "not of one address family"),
         (vec!["sctp", "any", "192.0.2.1"], 2, "tcp, udp or icmp"),
-        (vec!["tcp", "any", "www.example.com:80"], 2, "not in this version"),
+        (vec!["tcp", "any", "www.example.com:80"], 0, "flow        tcp to www.example.com:80\n"),
+        (vec!["tcp", "any", "WWW.example.com"], 0, "name        www.example.com\n"),
+        (vec!["tcp", "any", "www..example.com"], 2, "empty"),
         (vec!["tcp", "any", "192.0.2.1", "--app", "/bin/sh"], 2, "not in this version"),
         (vec!["tcp", "any", "192.0.2.1", "--user", "nobody-at-all"], 2, "no user"),
     ] {

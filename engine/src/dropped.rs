@@ -29,7 +29,7 @@ pub enum Dropped {
     Fragment,
     /// The egress socket took no more datagrams.
     EgressFull,
-    /// A reply from a peer to which nothing was allowed.
+    /// A reply from a peer to which nothing was allowed, or for a flow that is over.
     Unsolicited,
     /// The device refused the packet.
     Device,

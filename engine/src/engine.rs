@@ -8,12 +8,15 @@
 //!   [`Sink`] at once.
 //! * After each of them, drain [`Engine::poll_output`] to `None`; a request is answered
 //!   by [`Engine::handle`], at once or later.
+//! * [`Engine::handle_answer`], [`Engine::await_answer`] and [`Engine::close_question`] carry
+//!   what the service says to datagrams that went to it ([`Way::Service`]).
 //! * [`Engine::next_dirty`] names the flows whose bytes may move. For each: lend
 //!   [`Engine::with_app_data`] to the far side's socket and [`Engine::with_room`] to its
 //!   receive call, then [`Engine::settle`].
 //! * [`Engine::poll_timeout`] may change after any of these calls.
 //! * [`Engine::reload`] changes the policy; [`Engine::rejudge`], [`Engine::compare`],
 //!   [`Engine::list`] and [`Engine::seek`] go over live flows in pieces (`walk`).
+//! * [`Engine::learn`] comes before the app has the answer that it tells of (`names`).
 //! * After a panic in any of them the flow to end is [`Engine::carried`] (`broken`).
 
 mod broken;
@@ -22,6 +25,7 @@ mod judge;
 mod limit;
 mod own;
 mod reload;
+mod service;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -39,6 +43,7 @@ use crate::flow::table::Table;
 use crate::flow::{
     First, Flow, FlowId, Held, Key, MappingId, Opening, REPEAT_AFTER, RingId, Rings, State, Waiting,
 };
+use crate::names::{Learned, Names};
 use crate::packet::fragment::Reassembler;
 use crate::packet::icmp::{self, Cause};
 use crate::packet::{self, Packet, Received, Tcp, Transport, reset};
@@ -46,9 +51,10 @@ use crate::policy::Policy;
 use crate::report::{Report, Stage};
 use crate::stack::Stack;
 use crate::timers::Timers;
-use crate::{Egress, Facts, Failure, Instant, Owner, Protocol, Reason};
+use crate::{Egress, Fact, Facts, Failure, Instant, Owner, Protocol, Reason, ResolverSet, Via};
 
 pub use own::Own;
+pub use service::ResolverService;
 pub use walk::{PIECE, Walk};
 
 pub(crate) use reload::Edition;
@@ -66,7 +72,8 @@ pub struct Config {
     pub udp_offload: bool,
     /// Flows at once, of every kind and state.
     pub flows: usize,
-    /// Of these, flows that are not open yet: each may hold a descriptor.
+    /// Of these, flows that are not open yet: each may hold a descriptor. As many may ask the
+    /// resolver inside by datagrams.
     pub half_open: usize,
     /// Which flows are this host's own.
     pub own: Own,
@@ -86,11 +93,11 @@ impl Config {
     }
 }
 
-/// Destinations inside that lead to another address outside.
+/// Destinations inside that stand for something else.
 #[derive(Debug, Clone, Default)]
 pub struct Services {
-    /// Where port 53 of any destination leads.
-    pub nameserver: Option<SocketAddr>,
+    /// Where our own resolver answers; it goes before all else.
+    pub resolver: Option<ResolverService>,
     /// Inside address → this host's loopback address.
     pub loopback: Vec<(IpAddr, IpAddr)>,
 }
@@ -121,6 +128,8 @@ pub enum Way {
     Mapping(MappingId, SocketAddr),
     /// The echo socket of a flow, with this sequence number.
     Echo(FlowId, u16),
+    /// No socket: the driver's service, which answers this flow.
+    Service(FlowId),
 }
 
 /// A datagram's payload on its way to the far side.
@@ -153,7 +162,8 @@ pub enum Input {
     Source(FlowId, Result<Egress, Unresolved>),
     /// Instead of a connect: the route has changed since [`Input::Source`].
     SourceChanged(FlowId, Egress),
-    /// The far side has accepted: the local port, and rings to carry bytes.
+    /// The far side has accepted: the local port, 0 where there is none, and rings to carry
+    /// bytes.
     Connected(FlowId, u16, Rings),
     /// Answers [`Output::Bind`] or [`Output::OpenEcho`]: the local port, 0 where there is none.
     Bound(FlowId, u16),
@@ -204,6 +214,8 @@ pub enum Output {
     /// Open an echo socket, after looking at the route again. Answer: [`Input::Bound`],
     /// [`Input::SourceChanged`], [`Input::Failed`] or [`Input::Unsupported`].
     OpenEcho(FlowId, IpAddr, Egress, Option<IpAddr>),
+    /// Be the far side of this connection. Answer: [`Input::Connected`] or [`Input::Failed`].
+    Serve(FlowId),
     /// The app has ended its half and the far side has every byte: `shutdown(SHUT_WR)`.
     ShutdownFar(FlowId),
     /// Close the flow's socket.
@@ -249,6 +261,7 @@ pub struct Engine {
     mapping_index: hashbrown::HashMap<MappingKey, MappingId, foldhash::fast::FixedState>,
     stack: Stack,
     reassembler: Reassembler,
+    names: Names,
     timers: Timers,
     outputs: VecDeque<Output>,
     dirty: VecDeque<FlowId>,
@@ -266,6 +279,7 @@ impl Engine {
         Self {
             stack: Stack::new(config.mtu, config.offload, config.seed, now),
             table: Table::new(config.seed),
+            names: Names::new(config.seed),
             config,
             hits: vec![0; policy.rules() + 1],
             edition: Arc::new(Edition { policy, generation: 1 }),
@@ -385,6 +399,31 @@ impl Engine {
         }
     }
 
+    /// Whether [`Engine::next_dirty`] would name a flow.
+    pub fn has_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Takes what answers to the apps told, before an app has them. Flows that are there stay
+    /// whose name they had.
+    pub fn learn(&mut self, learned: &[Learned], now: Instant) {
+        for answer in learned {
+            self.names.learn(answer, now);
+        }
+    }
+
+    /// Whether there is nothing to learn from an answer that is given again: each of its
+    /// addresses still has this name, learned from the same resolvers.
+    pub fn is_newest(&self, name: &str, addresses: &[(IpAddr, ResolverSet)], now: Instant) -> bool {
+        self.names.is_newest(name, addresses, now)
+    }
+
+    /// The name that a flow to this address would have, and the resolvers that the address
+    /// was learned from.
+    pub fn name_of(&self, address: IpAddr, now: Instant) -> Option<(Arc<str>, ResolverSet)> {
+        self.names.of(address.to_canonical(), now)
+    }
+
     /// How many packets ended where.
     pub fn counters(&self) -> &Counters {
         &self.counters
@@ -474,35 +513,41 @@ impl Engine {
         Facts::new(protocol, client, destination, local)
     }
 
-    /// Where a destination leads, or why nothing may go there.
-    fn far_of(&self, destination: SocketAddr) -> Result<SocketAddr, Dropped> {
-        if destination.port() == 53
-            && let Some(nameserver) = self.config.services.nameserver
-        {
-            return Ok(nameserver);
+    /// Where a destination leads and by which way, or why nothing may go there.
+    fn far_of(&self, destination: SocketAddr) -> Result<(SocketAddr, Via), Dropped> {
+        let services = &self.config.services;
+        if services.resolver.as_ref().is_some_and(|resolver| resolver.takes(destination)) {
+            return Ok((destination, Via::Dns));
         }
         let ip = destination.ip();
-        if let Some((_, loopback)) = self.config.services.loopback.iter().find(|(a, _)| *a == ip) {
-            return Ok(SocketAddr::new(*loopback, destination.port()));
+        if let Some((_, loopback)) = services.loopback.iter().find(|(a, _)| *a == ip) {
+            return Ok((SocketAddr::new(*loopback, destination.port()), Via::Direct));
         }
         if ip.is_loopback() {
             return Err(Dropped::Martian);
         }
-        Ok(destination)
+        Ok((destination, Via::Direct))
     }
 
     /// Opens a held flow for its first packet.
     fn open(
         &mut self,
         key: Key,
-        facts: Facts,
+        mut facts: Facts,
         first: First,
         now: Instant,
         sink: &mut impl Sink,
-    ) -> Result<FlowId, Dropped> {
-        let far = self.far_of(facts.destination())?;
-        self.make_room(now, sink)?;
+    ) -> Result<(), Dropped> {
+        let (far, via) = self.far_of(facts.destination())?;
+        self.make_room(facts.protocol, via, now, sink)?;
+        if let Some((name, resolvers)) = self.names.of(facts.destination().ip(), now) {
+            (facts.name, facts.resolvers) = (Some(name), resolvers);
+        }
         self.flows_opened += 1;
+        if via == Via::Dns {
+            // Nothing leaves: there is nothing that a route could tell.
+            facts.egress = Fact::Unknown;
+        }
         let bound = self.config.own.whose(facts.client().ip()) == Whose::Host;
         let id = self.table.insert(Flow {
             key,
@@ -511,6 +556,7 @@ impl Engine {
                 number: self.flows_opened,
                 facts,
                 far,
+                via,
                 decision: None,
                 edition: Arc::clone(&self.edition),
                 egress_port: None,
@@ -522,7 +568,7 @@ impl Engine {
             armed: None,
             sent: 0,
             received: 0,
-            packets_sent: 0,
+            packets_sent: 1,
             packets_received: 0,
             dirty: false,
         });
@@ -532,8 +578,8 @@ impl Engine {
             let destination = flow.opening.facts.destination();
             debug!(flow = flow.opening.number, %protocol, %client, %destination, "held");
         }
-        self.ask(id, now);
-        Ok(id)
+        self.ask(id, now, sink);
+        Ok(())
     }
 
     /// Ends a flow: gives back what it holds and tells of it.
@@ -559,7 +605,7 @@ impl Engine {
                 self.leave_mapping(mapping);
             }
             State::Answered(_) => self.answered -= 1,
-            State::Held(_) | State::Echo { .. } => {}
+            State::Held(_) | State::Echo { .. } | State::Questions { .. } => {}
         }
     }
 
@@ -593,7 +639,12 @@ impl Engine {
                 if stream.stack_at.is_some_and(|at| at <= now) {
                     self.settle(id, now, sink);
                 } else if now.since(flow.active) >= stream.idle() {
-                    self.evict(id, Reason::Idle, now, sink);
+                    if stream.end_idle() {
+                        flow.active = now;
+                        self.settle(id, now, sink);
+                    } else {
+                        self.evict(id, Reason::Idle, now, sink);
+                    }
                 } else if due {
                     if stream.is_worth_a_trim() {
                         self.outputs.push_back(Output::Trim(stream.rings));
@@ -606,7 +657,12 @@ impl Engine {
                 answered.until = now + REPEAT_AFTER[1];
                 self.answer_again(id, now, sink);
             }
-            State::Answered(_) | State::Datagrams(_) | State::Echo { .. } if due => {
+            State::Answered(_)
+            | State::Datagrams(_)
+            | State::Echo { .. }
+            | State::Questions { .. }
+                if due =>
+            {
                 self.evict(id, Reason::Idle, now, sink);
             }
             State::Held(held) if due => match held.waiting {
@@ -616,7 +672,11 @@ impl Engine {
                 }
                 Waiting::Egress(_) => self.evict(id, Reason::TimedOut, now, sink),
             },
-            State::Held(_) | State::Answered(_) | State::Datagrams(_) | State::Echo { .. } => {}
+            State::Held(_)
+            | State::Answered(_)
+            | State::Datagrams(_)
+            | State::Echo { .. }
+            | State::Questions { .. } => {}
         }
     }
 }
@@ -632,6 +692,9 @@ fn report(flow: &Flow, stage: Stage, reason: Option<Reason>, now: Instant) -> Re
         client: opening.facts.client(),
         local: opening.facts.local,
         destination: opening.facts.destination(),
+        via: opening.via,
+        name: opening.facts.name.clone(),
+        resolvers: policy.resolver_names(opening.facts.resolvers),
         egress: opening.facts.egress.known().copied(),
         egress_port: opening.egress_port,
         owner: opening.facts.owner.known().cloned(),
@@ -655,7 +718,10 @@ fn is_armed(table: &Table, at: Instant, id: FlowId) -> bool {
 
 /// When a flow's state may have to change without anything happening.
 fn deadline(flow: &Flow) -> Instant {
-    use crate::flow::{DNS_IDLE, ECHO_IDLE, LOOKUP, TRIM_AFTER, UDP_IDLE, UDP_UNANSWERED};
+    use crate::flow::{
+        AWAITED_IDLE, DNS_IDLE, ECHO_IDLE, LOOKUP, QUESTIONS_IDLE, TRIM_AFTER, UDP_IDLE,
+        UDP_UNANSWERED,
+    };
     /// The kernel gives up a connect after `tcp_syn_retries`, 127 s by default; a host may
     /// be more patient.
     const CONNECT: Duration = Duration::from_secs(300);
@@ -673,6 +739,8 @@ fn deadline(flow: &Flow) -> Instant {
         State::Datagrams(_) if flow.key.ports.1 == 53 => flow.active + DNS_IDLE,
         State::Datagrams(_) => flow.active + UDP_IDLE,
         State::Echo { .. } => flow.active + ECHO_IDLE,
+        State::Questions { awaited: 0 } => flow.active + QUESTIONS_IDLE,
+        State::Questions { .. } => flow.active + AWAITED_IDLE,
         State::Answered(answered) => answered.until,
     }
 }

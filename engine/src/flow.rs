@@ -6,6 +6,7 @@
 //! | `Stream` | a TCP endpoint and rings | move bytes both ways |
 //! | `Datagrams` | the mapping | send and deliver datagrams |
 //! | `Echo` | the last sequence number | send requests, deliver replies |
+//! | `Questions` | how many answers are owed | ask the service, deliver answers |
 //! | `Answered` | the saved SYN where it may be needed again | repeat the answer |
 
 pub(crate) mod table;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use crate::engine::Edition;
 use crate::packet::icmp::Answer;
 use crate::policy::{RuleId, Verdict};
-use crate::{Facts, Instant};
+use crate::{Facts, Instant, Via};
 
 /// A flow's handle. A stale one misses instead of hitting a stranger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -129,8 +130,9 @@ pub(crate) struct Opening {
     /// Counts the engine's flows, from 1: the number in reports.
     pub(crate) number: u64,
     pub(crate) facts: Facts,
-    /// Where it really goes: the destination, or the service behind it.
+    /// Where it really goes: the destination, or what stands for it.
     pub(crate) far: SocketAddr,
+    pub(crate) via: Via,
     pub(crate) decision: Option<(Verdict, RuleId)>,
     /// The policy that judged it last, or that was in force when it came.
     pub(crate) edition: Arc<Edition>,
@@ -160,6 +162,11 @@ pub(crate) enum State {
     Echo {
         /// Of the last request, for errors that name none.
         sequence: u16,
+    },
+    /// Datagrams to the service.
+    Questions {
+        /// Answers that the service said would come later.
+        awaited: u32,
     },
     Answered(Answered),
 }
@@ -241,6 +248,14 @@ pub(crate) const UDP_IDLE: Duration = Duration::from_secs(180);
 pub(crate) const UDP_UNANSWERED: Duration = Duration::from_secs(30);
 /// An answered DNS query's port is not used again.
 pub(crate) const DNS_IDLE: Duration = Duration::from_secs(10);
+/// Datagrams to the service, whose answers are all given: a resolver's retries come within
+/// that time, and most clients take a new port for each question.
+pub(crate) const QUESTIONS_IDLE: Duration = Duration::from_secs(5);
+/// The same while an answer is owed, which the service gives sooner or never.
+pub(crate) const AWAITED_IDLE: Duration = Duration::from_secs(10);
+/// A connection to the service on which nothing moves (RFC 7766 6.2.3: a server closes idle
+/// connections, after seconds).
+pub(crate) const SERVED_IDLE: Duration = Duration::from_secs(30);
 /// Echo: RFC 5508 REQ-1 asks for at least 60 s.
 pub(crate) const ECHO_IDLE: Duration = Duration::from_secs(60);
 /// How long a refused flow's answer is kept, so that a sender in a loop is one report.

@@ -7,26 +7,32 @@
 #![forbid(unsafe_code)]
 
 mod cast;
+#[cfg(test)]
+mod cpu_time;
 mod dropped;
 mod engine;
 mod facts;
 mod failure;
 mod flow;
+mod names;
 mod packet;
 pub mod policy;
 mod report;
+mod resolvers;
 mod stack;
 mod time;
 mod timers;
 
 pub use dropped::{Counters, Dropped, Outcome};
 pub use engine::{
-    Config, Datagram, Engine, Input, Meta, Output, Own, PIECE, Services, Sink, Unresolved, Unsent,
-    Walk, Way,
+    Config, Datagram, Engine, Input, Meta, Output, Own, PIECE, ResolverService, Services, Sink,
+    Unresolved, Unsent, Walk, Way,
 };
 pub use facts::{DeviceName, Egress, Fact, Facts, Owner, Protocol};
 pub use failure::Failure;
 pub use flow::{FlowId, MappingId, RingId, Rings};
+pub use names::{GRACE, Learned};
 pub use packet::{Checksum, Received};
-pub use report::{Reason, Report, Stage};
+pub use report::{Reason, Report, Stage, Via};
+pub use resolvers::{ResolverId, ResolverSet, Resolvers, TooManyResolvers};
 pub use time::Instant;

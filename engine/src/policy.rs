@@ -6,7 +6,9 @@
 //!
 //! ```text
 //! text ─ text (words) ─ parse (statements, `rule`) ─ compile (rows, `set`) ─ index
+//!                                                       │    └─ domains  large lists of names
 //!                                                       ├─ shadow   rules that never match
+//!                                                       ├─ resolve  who answers a name
 //!                                                       ├─ expect   tests in the policy
 //!                                                       └─ explain  why a verdict is as it is
 //! ```
@@ -19,6 +21,7 @@
 
 mod compile;
 mod diagnostic;
+mod domains;
 mod expect;
 mod explain;
 mod format;
@@ -30,6 +33,7 @@ mod parse;
 mod properties;
 #[cfg(test)]
 mod reference;
+mod resolve;
 mod rule;
 mod set;
 mod shadow;
@@ -38,6 +42,7 @@ mod tests;
 mod text;
 
 use std::fmt;
+use std::sync::Arc;
 
 pub use diagnostic::{Diagnostic, Excerpt, Place, Related, Severity, code};
 pub use explain::{AppError, ClauseTried, Explanation, Outcome, RuleText, RuleTried};
@@ -47,8 +52,9 @@ pub use hypothesis::{AssumedSource, Dependence, Hypothesis, HypothesisError};
 use compile::Ruleset;
 use diagnostic::{Findings, Site, SourceText, Sources, Span};
 use index::Question;
+use resolve::Resolutions;
 
-use crate::Facts;
+use crate::{Facts, ResolverId, ResolverSet, Resolvers};
 
 /// What becomes of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -158,9 +164,19 @@ pub trait Environment {
     /// # Errors
     /// Whatever keeps the file from being read.
     fn read(&self, source: &str, path: &str) -> Result<String, ReadError>;
+
+    /// The resolvers of the configuration.
+    fn resolvers(&self) -> Resolvers {
+        Resolvers::default()
+    }
+
+    /// Random bits that nobody knows, other ones for each load: large lists of names are kept
+    /// as hashes, and whoever could choose a name with the hash of another would be taken for
+    /// it.
+    fn secret(&self) -> u128;
 }
 
-/// An environment without users and files.
+/// An environment without users and files, for tests: its secret is known.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoEnvironment;
 
@@ -172,6 +188,40 @@ impl Environment for NoEnvironment {
     fn read(&self, _: &str, _: &str) -> Result<String, ReadError> {
         Err(ReadError::Missing)
     }
+
+    fn secret(&self) -> u128 {
+        0
+    }
+}
+
+/// How the resolvers of a rule work together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// One is asked, and its failure is the answer's.
+    One,
+    /// The next is asked when one fails.
+    Else,
+    /// All are asked at once, and the first positive answer wins.
+    Or,
+    /// All are asked at once, and their addresses are merged in this order.
+    And,
+    /// Nobody is asked: there is no such name.
+    None,
+}
+
+/// Who answers a name, by a `resolve` rule or for want of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resolution<'p> {
+    /// How the resolvers work together.
+    pub form: Form,
+    /// In the order of the text; none where `form` is [`Form::None`].
+    pub resolvers: &'p [ResolverId],
+    /// Private, link-local and loopback addresses may stand in answers.
+    pub private: bool,
+    /// The rule names more than `*`.
+    pub specific: bool,
+    /// `FILE:LINE`; empty where no rule matched.
+    pub rule: &'p str,
 }
 
 /// How much a policy holds.
@@ -183,6 +233,8 @@ pub struct Summary {
     pub rules: usize,
     /// `route` statements.
     pub routes: usize,
+    /// `resolve` statements.
+    pub resolves: usize,
     /// `set` statements.
     pub sets: usize,
     /// `expect` statements, all of which hold.
@@ -193,6 +245,8 @@ pub struct Summary {
 pub struct Policy {
     rules: Ruleset,
     routes: Ruleset,
+    resolutions: Resolutions,
+    resolvers: Resolvers,
     default: Verdict,
     sources: Vec<SourceText>,
     summary: Summary,
@@ -213,10 +267,18 @@ impl Policy {
         Self {
             rules: Ruleset::default(),
             routes: Ruleset::default(),
+            resolutions: Resolutions::default(),
+            resolvers: Resolvers::default(),
             default: Verdict::Allow,
             sources: Vec::new(),
             summary: Summary::default(),
         }
+    }
+
+    /// The same policy where it names no resolver, for a host with these resolvers.
+    #[must_use]
+    pub fn with_resolvers(self, resolvers: Resolvers) -> Self {
+        Self { resolvers, ..self }
     }
 
     /// Reads, compiles and tests a policy; the sources count as one text in this order.
@@ -273,6 +335,22 @@ impl Policy {
         self.rules.index.uses(index::OWNER)
     }
 
+    /// Who answers a name, which is lower-case A-labels without the last dot. Takes a few
+    /// hundred nanoseconds however many names the policy holds.
+    pub fn resolution(&self, name: &str) -> Resolution<'_> {
+        self.resolutions.of(name)
+    }
+
+    /// The resolvers that the policy was loaded with.
+    pub fn resolvers(&self) -> &Resolvers {
+        &self.resolvers
+    }
+
+    /// The names of some of them.
+    pub fn resolver_names(&self, set: ResolverSet) -> Vec<Arc<str>> {
+        set.iter().filter_map(|id| self.resolvers.name(id).cloned()).collect()
+    }
+
     /// How much the policy holds.
     pub fn summary(&self) -> Summary {
         self.summary
@@ -305,6 +383,25 @@ pub fn check_syntax(sources: &[Source]) -> Result<(), Vec<Diagnostic>> {
     let mut findings = Findings::new();
     compile::parse_all(sources, &mut texts, &mut findings);
     if findings.has_errors() { Err(findings.into_diagnostics(&texts)) } else { Ok(()) }
+}
+
+/// Why a word is no name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct NotAName {
+    message: String,
+}
+
+/// A name as facts have it: lower-case A-labels without the last dot.
+///
+/// # Errors
+/// It is none, as the language sees it.
+pub fn name(word: &str) -> Result<Arc<str>, NotAName> {
+    match item::domain(word) {
+        Ok(domain) if !domain.below => Ok((*domain.name).into()),
+        Ok(_) => Err(NotAName { message: "a flow has one name".to_owned() }),
+        Err(error) => Err(NotAName { message: error.message }),
+    }
 }
 
 /// The diagnostic for bytes that are not UTF-8, from byte `at` on; `text` is what can

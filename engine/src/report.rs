@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::policy::Verdict;
 use crate::{Egress, Instant, Owner, Protocol};
@@ -105,6 +106,31 @@ pub enum Stage {
     Closed,
 }
 
+/// By which way a flow leaves, or would have left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Via {
+    /// A socket of this host.
+    Direct,
+    /// It does not leave: its destination is the resolver inside.
+    Dns,
+}
+
+impl Via {
+    /// The stable name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Dns => "dns",
+        }
+    }
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// One flow at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -120,6 +146,12 @@ pub struct Report {
     pub local: bool,
     /// What the app asked for; port 0 for echo.
     pub destination: SocketAddr,
+    /// By which way it leaves.
+    pub via: Via,
+    /// The name that the app asked for it with, where that is known.
+    pub name: Option<Arc<str>>,
+    /// The names of the resolvers that the destination was learned from.
+    pub resolvers: Vec<Arc<str>>,
     /// What it leaves with, or would have left with.
     pub egress: Option<Egress>,
     /// The local port at the egress, once there is a socket.

@@ -1,12 +1,20 @@
 //! Far sides: small servers on threads inside a namespace, ended when dropped.
 
 pub mod dns;
+pub mod dns_lies;
+pub mod dns_quic;
+pub mod dns_trust;
+pub mod dns_unbound;
 pub mod page;
 pub mod pattern;
 pub mod tcp;
 pub mod udp;
 
 pub use dns::DnsServer;
+pub use dns_lies::{Lie, LyingServer};
+pub use dns_quic::DoqServer;
+pub use dns_trust::{Authority, Valid};
+pub use dns_unbound::Unbound;
 pub use tcp::{Session, TcpServer};
 pub use udp::UdpServer;
 

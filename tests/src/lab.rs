@@ -21,6 +21,7 @@ pub mod exec;
 pub mod frame;
 pub mod host_state;
 pub mod netns;
+pub mod own_files;
 pub mod plan;
 pub mod probe;
 pub mod process;

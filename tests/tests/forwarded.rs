@@ -57,6 +57,7 @@ fn route(text: String, host: Vec<IpAddr>, offload: bool) -> Result<(Driver<Tun>,
         owners: None,
         rings: Pool::new(16 << 20),
         mark: None,
+        service: None,
         shard: 0,
         reports: Some(sender),
     })?;

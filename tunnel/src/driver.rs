@@ -8,19 +8,23 @@
 //!
 //! A panic while one flow is carried ends that flow alone and is counted.
 //!
+//! Datagrams and bytes to the service ([`service::Service`]) are handed to it on this thread,
+//! and what it answers at once goes back in the same turn.
+//!
 //! Between two turns the shard takes requests from outside ([`Handle::ask`], `queue`); what
 //! goes over all flows is done a piece a turn (`live`).
 
 mod live;
 mod queue;
 pub mod request;
+pub mod service;
 #[cfg(test)]
 mod tests;
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -38,10 +42,11 @@ use crate::device::{Device, MAX_PACKET, RxOffload, virtio};
 use crate::driver::live::Jobs;
 use crate::driver::queue::{Place, Queued, REQUESTS, Turns};
 use crate::driver::request::Request;
+use crate::driver::service::{Conversations, Reply, Service};
 use crate::egress::error::EgressError;
 use crate::egress::{Progress, Sockets, Tag};
 use crate::owner::Owners;
-use crate::rings::{self, Pool};
+use crate::rings::{self, Pool, TakeError};
 use crate::source::{LookupError, Query, RouteAnswer, Routes};
 
 /// Packets read from the device before flows are pumped: a batch saves the ACK and the
@@ -67,6 +72,8 @@ pub struct Parts<D> {
     pub rings: Pool,
     /// The mark of our own sockets.
     pub mark: Option<u32>,
+    /// The far side of flows to [`engine::Services::resolver`]; `None`: they are refused.
+    pub service: Option<Box<dyn Service>>,
     /// This shard's number, which goes along with its reports.
     pub shard: usize,
     /// Where reports go. A full channel loses reports, which are counted.
@@ -84,12 +91,17 @@ pub struct Driver<D> {
     /// The receipts of rings that flows have, by the number the engine knows.
     receipts: slab::Slab<rings::RingId>,
     mark: Option<u32>,
+    service: Option<Box<dyn Service>>,
+    conversations: Conversations,
     shard: usize,
     reports: Option<SyncSender<(usize, Report)>>,
     epoll: OwnedFd,
     handle: Handle,
     requests: Receiver<Queued>,
     reload: Arc<Place>,
+    replies: Receiver<Reply>,
+    /// The queue of replies was not emptied.
+    more_replies: bool,
     jobs: Jobs,
     started: std::time::Instant,
     totals: Totals,
@@ -118,9 +130,12 @@ pub struct Totals {
 #[derive(Debug, Clone)]
 pub struct Handle {
     wake: Arc<OwnedFd>,
+    /// The shard is to look at its queues and has not begun to.
+    woken: Arc<AtomicBool>,
     requests: SyncSender<Queued>,
     turns: Turns,
     reload: Weak<Place>,
+    replies: SyncSender<Reply>,
     state: Arc<AtomicU8>,
 }
 
@@ -144,6 +159,9 @@ pub enum Unasked {
     Busy,
 }
 
+/// Late answers of the service that may wait for it.
+const REPLIES: usize = 4096;
+
 impl Handle {
     /// Gives a request to the shard and wakes it. Never blocks.
     ///
@@ -154,13 +172,17 @@ impl Handle {
             Place::put(&self.reload, reload)?;
         } else {
             let turn = self.turns.take(&request)?;
-            self.requests.try_send(Queued { request, turn }).map_err(|error| match error {
-                TrySendError::Full(_) => Unasked::Busy,
-                TrySendError::Disconnected(_) => Unasked::Gone,
-            })?;
+            self.requests.try_send(Queued { request, turn }).map_err(unasked)?;
         }
-        // A full counter wakes as well.
-        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        self.wake();
+        Ok(())
+    }
+
+    /// Gives the answer that the service said would come later. Never blocks; many wake the
+    /// shard once. One that finds the queue full is lost: its asker will ask again.
+    pub fn reply(&self, reply: Reply) -> Result<(), Unasked> {
+        self.replies.try_send(reply).map_err(unasked)?;
+        self.wake();
         Ok(())
     }
 
@@ -176,8 +198,29 @@ impl Handle {
 
     fn tell(&self, state: u8) {
         self.state.fetch_max(state, Ordering::AcqRel);
-        // A full counter wakes as well.
-        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        self.wake();
+    }
+
+    /// Has the shard look at its queues and state once more. What was put there before is seen:
+    /// whoever finds the flag set leaves it to a look that has not begun.
+    fn wake(&self) {
+        if !self.woken.swap(true, Ordering::AcqRel) {
+            // A full counter wakes as well.
+            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Begins to look.
+    fn awake(&self) {
+        let _ = rustix::io::read(&*self.wake, &mut [0u8; 8]);
+        self.woken.swap(false, Ordering::AcqRel);
+    }
+}
+
+fn unasked<T>(error: TrySendError<T>) -> Unasked {
+    match error {
+        TrySendError::Full(_) => Unasked::Busy,
+        TrySendError::Disconnected(_) => Unasked::Gone,
     }
 }
 
@@ -203,27 +246,36 @@ impl<D: Device> Driver<D> {
             .map_err(DriverError::Wait)?;
         epoll::add(&epoll, &wake, Tag::Wake.data(), level).map_err(DriverError::Wait)?;
         let (sender, requests) = sync_channel(REQUESTS);
+        // Room is allocated at once: none for what never comes.
+        let late = if parts.service.is_some() { REPLIES } else { 1 };
+        let (replier, replies) = sync_channel(late);
         let reload = Arc::new(Place::default());
         Ok(Self {
             engine: parts.engine,
-            sockets: Sockets::new(parts.device),
+            sockets: Sockets::new(parts.device, parts.service.is_some()),
             routes: parts.routes,
             owners: parts.owners,
             rings: parts.rings,
             receipts: slab::Slab::new(),
             mark: parts.mark,
+            service: parts.service,
+            conversations: Conversations::default(),
             shard: parts.shard,
             reports: parts.reports,
             epoll,
             handle: Handle {
                 wake: Arc::new(wake),
+                woken: Arc::default(),
                 requests: sender,
                 turns: Turns::default(),
                 reload: Arc::downgrade(&reload),
+                replies: replier,
                 state: Arc::new(AtomicU8::new(RUN)),
             },
             requests,
             reload,
+            replies,
+            more_replies: false,
             jobs: Jobs::default(),
             started: std::time::Instant::now(),
             totals: Totals::default(),
@@ -267,7 +319,7 @@ impl<D: Device> Driver<D> {
                 match Tag::from_data(event.data) {
                     Tag::Device => device_ready = true,
                     Tag::Wake => {
-                        let _ = rustix::io::read(&*self.handle.wake, &mut [0u8; 8]);
+                        self.handle.awake();
                         asked = true;
                     }
                     Tag::Stream(id) => {
@@ -280,6 +332,9 @@ impl<D: Device> Driver<D> {
             if asked {
                 self.take_requests(now);
             }
+            if asked || self.more_replies {
+                self.take_replies(now);
+            }
             for _ in 0..self.sockets.waiting() {
                 if let Some(tag) = self.sockets.next_waiting() {
                     self.read_datagrams(tag, now);
@@ -289,7 +344,9 @@ impl<D: Device> Driver<D> {
             // that they were taken.
             let draining = self.handle.state.load(Ordering::Acquire) == DRAIN;
             let emptied = (device_ready || draining) && self.take_packets(now)?;
-            more = self.pump_all(now) | self.work(now) || self.sockets.waiting() > 0;
+            more = self.pump_all(now) | self.work(now)
+                || self.sockets.waiting() > 0
+                || self.more_replies;
             let now = self.now();
             if self.engine.poll_timeout().is_some_and(|(at, _)| at <= now) {
                 self.guard(now, |driver| driver.engine.handle_timeout(now, &mut driver.sockets));
@@ -329,7 +386,7 @@ impl<D: Device> Driver<D> {
     }
 
     fn timeout(&mut self, more: bool, draining: bool) -> Option<Timespec> {
-        if more {
+        if more || self.engine.has_dirty() {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
         let due = self.engine.poll_timeout().map(|(at, _)| at.since(self.now()));
@@ -411,6 +468,10 @@ impl<D: Device> Driver<D> {
                 Progress::Ended => far_over = Some(Input::FarEnded(id)),
                 Progress::Failed(failure) => far_over = Some(Input::FarFailed(id, failure)),
             }
+        } else {
+            let turn = self.converse(id, now);
+            more = turn.more;
+            far_over = turn.over;
         }
         if let Some(input) = far_over {
             self.engine.handle(input, now, &mut self.sockets);
@@ -450,26 +511,17 @@ impl<D: Device> Driver<D> {
         }
         // The connect has an answer.
         match stream.finish_connect() {
-            Ok(port) => {
-                let mut rings = self.take_rings();
-                if rings.is_none() {
-                    self.engine.handle(Input::EvictIdle, now, &mut self.sockets);
-                    self.answer(now);
-                    self.engine.carry(Some(id));
-                    rings = self.take_rings();
+            Ok(port) => match self.rings_for(id, Pool::take, now) {
+                Some(rings) => {
+                    let input = Input::Connected(id, port, rings);
+                    self.engine.handle(input, now, &mut self.sockets);
                 }
-                match rings {
-                    Some(rings) => {
-                        let input = Input::Connected(id, port, rings);
-                        self.engine.handle(input, now, &mut self.sockets);
-                    }
-                    None => {
-                        self.sockets.reset(id);
-                        let input = Input::Failed(id, Failure::Exhausted);
-                        self.engine.handle(input, now, &mut self.sockets);
-                    }
+                None => {
+                    self.sockets.reset(id);
+                    let input = Input::Failed(id, Failure::Exhausted);
+                    self.engine.handle(input, now, &mut self.sockets);
                 }
-            }
+            },
             Err(failure) => {
                 self.sockets.close(id);
                 self.engine.handle(Input::Failed(id, failure), now, &mut self.sockets);
@@ -477,11 +529,17 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    /// Carries out what the engine asks for.
+    /// Carries out what the engine asks for, and has the service answer what it was sent.
     fn answer(&mut self, now: Instant) {
         let mut asked = None;
-        // Each panic is one output less.
-        while self.guard(now, |driver| driver.answer_all(&mut asked, now)).is_none() {}
+        loop {
+            // Each panic is one output less, or one query.
+            while self.guard(now, |driver| driver.answer_all(&mut asked, now)).is_none() {}
+            if !self.sockets.has_queries() {
+                return;
+            }
+            while self.guard(now, |driver| driver.serve_queries(now)).is_none() {}
+        }
     }
 
     fn answer_all(&mut self, asked: &mut Option<Asked>, now: Instant) {
@@ -529,15 +587,23 @@ impl<D: Device> Driver<D> {
                     }
                     opened
                 }
+                Output::Serve(id) => Some(self.join_service(id, now)),
                 Output::ShutdownFar(id) => {
-                    self.sockets.shutdown(id);
+                    if let Some(conversation) = self.conversations.of(id) {
+                        conversation.asker_ended();
+                        self.engine.mark_dirty(id);
+                    } else {
+                        self.sockets.shutdown(id);
+                    }
                     None
                 }
                 Output::Close(id) => {
+                    self.conversations.end(id);
                     self.sockets.close(id);
                     None
                 }
                 Output::Reset(id) => {
+                    self.conversations.end(id);
                     self.sockets.reset(id);
                     None
                 }
@@ -602,8 +668,19 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    fn take_rings(&mut self) -> Option<Rings> {
-        let rings::Rings { id, to_far, to_app } = self.rings.take().ok()?;
+    /// Rings for a flow that opens; where memory is short, those of whatever was idle longest.
+    fn rings_for(&mut self, id: FlowId, take: TakeRings, now: Instant) -> Option<Rings> {
+        if let Some(rings) = self.take_rings(take) {
+            return Some(rings);
+        }
+        self.engine.handle(Input::EvictIdle, now, &mut self.sockets);
+        self.answer(now);
+        self.engine.carry(Some(id));
+        self.take_rings(take)
+    }
+
+    fn take_rings(&mut self, take: TakeRings) -> Option<Rings> {
+        let rings::Rings { id, to_far, to_app } = take(&mut self.rings).ok()?;
         let number = self.receipts.insert(id) as u32;
         Some(Rings { id: RingId(number), to_far, to_app })
     }
@@ -625,6 +702,9 @@ impl<D: Device> Driver<D> {
         }
     }
 }
+
+/// A size of rings.
+type TakeRings = fn(&mut Pool) -> Result<rings::Rings, TakeError>;
 
 /// The last route lookup: for which flow and destination, and the answer.
 type Asked = (FlowId, IpAddr, Result<RouteAnswer, LookupError>);

@@ -14,6 +14,7 @@ pub mod udp;
 
 mod datagrams;
 mod port;
+mod queries;
 mod stream;
 mod tag;
 
@@ -36,15 +37,29 @@ pub(crate) struct Sockets<D> {
     port: port::Port<D>,
     streams: Vec<Option<Connection>>,
     datagrams: datagrams::Datagrams,
+    /// `None`: there is no service.
+    queries: Option<queries::Queries>,
 }
 
 impl<D: Device> Sockets<D> {
-    pub(crate) fn new(device: D) -> Self {
+    /// `serves`: whether somebody takes the datagrams to the service.
+    pub(crate) fn new(device: D, serves: bool) -> Self {
         Self {
             port: port::Port::new(device),
             streams: Vec::new(),
             datagrams: datagrams::Datagrams::new(),
+            queries: serves.then(queries::Queries::default),
         }
+    }
+
+    /// Whether [`Sockets::next_query`] would give one.
+    pub(crate) fn has_queries(&self) -> bool {
+        self.queries.as_ref().is_some_and(|queries| !queries.is_empty())
+    }
+
+    /// The next datagram to the service. It counts as given, whatever comes of it.
+    pub(crate) fn next_query(&mut self, into: &mut Vec<u8>) -> Option<FlowId> {
+        self.queries.as_mut()?.next(into)
     }
 
     pub(crate) fn device(&mut self) -> &mut D {

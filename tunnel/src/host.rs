@@ -30,6 +30,7 @@ use rustix::fs::{FlockOperation, Mode};
 use rustix::io::{Errno, FdFlags};
 use rustix::process::Pid;
 use rustix::thread::CapabilitySet;
+use tracing::warn;
 
 use crate::rtnetlink::Rtnetlink;
 
@@ -43,6 +44,8 @@ mod kernel;
 mod links;
 mod nft;
 mod plan;
+pub mod resolv_conf;
+mod resolvconf;
 mod seen;
 mod sysctl;
 #[cfg(test)]
@@ -55,6 +58,7 @@ pub use error::{HostError, Refusal, Unrestored};
 pub use follow::Followed;
 pub use nft::{Complaint, NftError, is_pattern};
 pub use plan::{Capture, Mark, Plan};
+pub use resolvconf::ResolvconfError;
 pub use seen::{Ipv6, Seen, SeenDevice};
 pub use watch::{Changed, Watch};
 
@@ -170,6 +174,37 @@ impl Host {
         Ok(())
     }
 
+    /// Makes one more change of a host whose plan is in force. Where it fails all stays as it was:
+    /// to be used for what the kernel does wholly or not at all.
+    pub fn apply_live(&mut self, change: Change) -> Result<(), HostError> {
+        self.note(&change)?;
+        let made = do_it(&change);
+        match made {
+            Ok(()) => {
+                self.applied.push(change);
+                Ok(())
+            }
+            Err(why) => Err(HostError::Apply { change: Box::new(change), why, left: Vec::new() }),
+        }
+    }
+
+    /// Puts back a resolv.conf whose journal is gone, as after a loss of power: files outlive a
+    /// boot. To be called behind [`Host::open`], with the paths of [`Change::ResolvConf`].
+    pub fn put_back_resolv_conf(
+        &mut self,
+        path: &Path,
+        kept: &Path,
+    ) -> Result<Option<Change>, HostError> {
+        let Some(change) = resolv_conf::left_behind(path, kept) else { return Ok(None) };
+        match undo(&change) {
+            Ok(()) => Ok(Some(change)),
+            Err(why) => {
+                let left = vec![Unrestored { change, why }];
+                Err(HostError::Restore { undone: Vec::new(), left })
+            }
+        }
+    }
+
     /// Undoes all in reverse, goes on after a failure, and tells what was undone. Where something
     /// is left the journal stays for the next one to open it.
     pub fn restore(mut self) -> Result<Vec<Change>, HostError> {
@@ -244,6 +279,8 @@ fn do_it(change: &Change) -> Result<(), Refusal> {
             let message = kernel::rule(rule);
             Rtnetlink::open()?.add(RouteNetlinkMessage::NewRule(message))?;
         }
+        Change::ResolvConf { path, kept, text } => resolv_conf::take(path, kept, text)?,
+        Change::ResolvconfRecord { record, text } => resolvconf::add(record, text)?,
     }
     Ok(())
 }
@@ -285,6 +322,15 @@ fn undo(change: &Change) -> Result<(), Refusal> {
             let message = kernel::rule(rule);
             gone_is_fine(Rtnetlink::open()?.change(RouteNetlinkMessage::DelRule(message)))?;
         }
+        Change::ResolvConf { path, kept, .. } => match resolv_conf::put_back(path, kept)? {
+            resolv_conf::Found::Ours => {}
+            resolv_conf::Found::Theirs => warn!(
+                code = "resolv-conf-theirs",
+                "{} has been written by somebody else, and stays as it is",
+                path.display()
+            ),
+        },
+        Change::ResolvconfRecord { record, .. } => resolvconf::remove(record)?,
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Network namespaces for unit tests.
 //!
-//! [`within`] runs the calling test again, alone, in a child inside new user and network
+//! [`within`] runs the calling test again, alone, in a child inside new user, network and mount
 //! namespaces, so that no root is needed and nothing of the host is touched. A machine that
 //! allows neither skips the test and says so.
 
@@ -13,7 +13,7 @@ pub(crate) fn within<F: FnOnce()>(setup: &str, body: F) {
         setup.lines().for_each(run);
         return body();
     }
-    let unshare = ["unshare", "--user", "--map-root-user", "--net", "--"];
+    let unshare = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--"];
     let possible = Command::new(unshare[0])
         .args(&unshare[1..])
         .args(["ip", "link"])
@@ -49,7 +49,7 @@ fn again<F>(prefix: &[&str]) {
     let output = Command::new(prefix[0])
         .args(&prefix[1..])
         .arg(std::env::current_exe().expect("own path"))
-        .args(["--exact", "--nocapture", test])
+        .args(["--exact", "--include-ignored", "--nocapture", test])
         .env(INSIDE, "1")
         .output()
         .expect("the command to run");

@@ -110,6 +110,19 @@ impl Pool {
     /// unspecified. Constant time, but for one mapping a slab.
     pub fn take(&mut self) -> Result<Rings, TakeError> {
         let class = self.class().ok_or(TakeError::Budget)?;
+        self.take_of(class)
+    }
+
+    /// Rings of the least size, for a flow that carries little.
+    pub fn take_least(&mut self) -> Result<Rings, TakeError> {
+        const SMALLEST: usize = CLASSES.len() - 1;
+        if self.usage.promised + CLASSES[SMALLEST].pair() > self.budget {
+            return Err(TakeError::Budget);
+        }
+        self.take_of(SMALLEST)
+    }
+
+    fn take_of(&mut self, class: usize) -> Result<Rings, TakeError> {
         let size = CLASSES[class];
         let pair = self.free_pair(class).map_err(TakeError::Map)?;
         self.usage.pairs += 1;
@@ -363,6 +376,18 @@ mod tests {
         assert_eq!((usage.pairs, usage.promised, pool.surplus), (0, 0, 0));
         assert_eq!(sizes(&mut pool, 1)[0].0, MIB, "the first is large again");
         assert_eq!(pool.usage().reserved, usage.reserved, "slabs are used again");
+    }
+
+    #[test]
+    fn the_least_rings_leave_the_large_ones_to_others() {
+        let mut pool = Pool::new(MIB);
+        let least: Vec<Rings> = (0..20).map(|_| pool.take_least().unwrap()).collect();
+        assert!(least.iter().all(|r| (r.to_far.len(), r.to_app.len()) == (LEAST, LEAST)));
+        assert_eq!(pool.usage().promised, 20 * 2 * LEAST);
+        assert_eq!(pool.take().unwrap().to_far.len(), 64 << 10);
+        while pool.take_least().is_ok() {}
+        assert!(pool.usage().promised <= MIB);
+        assert_eq!(pool.take_least().unwrap_err(), TakeError::Budget);
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //! running daemon takes a change.
 
 use toml::Spanned;
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
 use super::Config;
 use super::reader::Reader;
-use super::values;
+use super::{names, values};
 
 /// Reads a key's value into the configuration, or notes what is wrong with it.
 pub(super) type Read = fn(&mut Reader<'_>, &Spanned<DeValue<'_>>, &mut Config);
@@ -15,8 +15,10 @@ pub(super) type Read = fn(&mut Reader<'_>, &Spanned<DeValue<'_>>, &mut Config);
 pub(super) struct Key {
     pub(super) table: &'static str,
     pub(super) name: &'static str,
-    /// `None`: this build lacks its function, and to write it is an error.
+    /// `None`: its values mean nothing yet.
     pub(super) read: Option<Read>,
+    /// Whether this build has its function; else to write it is an error.
+    pub(super) honoured: bool,
     pub(super) user: User,
     pub(super) change: Change,
 }
@@ -40,15 +42,15 @@ pub(super) enum Change {
 }
 
 const fn both(table: &'static str, name: &'static str, change: Change, read: Read) -> Key {
-    Key { table, name, read: Some(read), user: User::Both, change }
+    Key { table, name, read: Some(read), honoured: true, user: User::Both, change }
 }
 
 const fn run(table: &'static str, name: &'static str, change: Change, read: Read) -> Key {
-    Key { table, name, read: Some(read), user: User::Run, change }
+    Key { table, name, read: Some(read), honoured: true, user: User::Run, change }
 }
 
 const fn later(table: &'static str, name: &'static str) -> Key {
-    Key { table, name, read: None, user: User::Run, change: Change::Live }
+    Key { table, name, read: None, honoured: false, user: User::Run, change: Change::Live }
 }
 
 /// All of them, in the order of the documentation.
@@ -63,11 +65,11 @@ pub(super) const KEYS: &[Key] = &[
     run("host", "table", Change::Restart, values::table),
     run("host", "priority", Change::Restart, values::priority),
     both("policy", "directory", Change::Live, values::policy),
-    later("dns", "address"),
-    later("dns", "intercept"),
-    later("dns", "takeover"),
-    later("dns", "upstream"),
-    later("dns", "cache"),
+    both("dns", "address", Change::Restart, names::address),
+    run("dns", "intercept", Change::Restart, names::intercept),
+    run("dns", "takeover", Change::Restart, names::takeover),
+    both("dns", "upstream", Change::Live, names::upstream),
+    both("dns", "cache", Change::Restart, names::cache),
     both("udp", "filtering", Change::Live, values::filtering),
     run("guard", "mode", Change::Restart, values::guard_mode),
     run("guard", "lan", Change::Restart, values::lan),
@@ -84,5 +86,21 @@ pub(super) const KEYS: &[Key] = &[
     run("control", "web", Change::Live, values::web),
 ];
 
-/// Tables that stand in double brackets; none is honoured yet.
-pub(super) const LISTS: &[&str] = &["wireguard", "proxy", "resolver"];
+/// A table that stands in double brackets, as often as wanted.
+pub(super) struct List {
+    pub(super) name: &'static str,
+    /// `None`: its keys mean nothing yet.
+    pub(super) read: Option<ReadEntry>,
+    /// Whether this build has its function; else to write it is an error.
+    pub(super) honoured: bool,
+}
+
+/// Reads one entry of a list into the configuration, or notes what is wrong with it.
+pub(super) type ReadEntry = fn(&mut Reader<'_>, &Spanned<DeTable<'_>>, &mut Config);
+
+/// All of them.
+pub(super) const LISTS: &[List] = &[
+    List { name: "wireguard", read: None, honoured: false },
+    List { name: "proxy", read: None, honoured: false },
+    List { name: "resolver", read: Some(names::resolver), honoured: true },
+];

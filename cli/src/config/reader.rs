@@ -1,5 +1,6 @@
 //! Walks through a parsed file: each key goes to its reader, each fault gets its place.
 
+use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
 
@@ -8,7 +9,7 @@ use toml::de::{DeArray, DeString, DeTable, DeValue};
 
 use super::Config;
 use super::fault::Fault;
-use super::keys::{KEYS, LISTS};
+use super::keys::{KEYS, LISTS, ReadEntry};
 use super::nearest::nearest;
 
 /// The uid of a user, by name.
@@ -23,11 +24,14 @@ pub(super) struct Reader<'a> {
     /// A daemon reads it, which wants more to be written.
     daemon: bool,
     faults: Vec<Fault>,
+    /// Where each server's address stands, to be held against our own.
+    servers: Vec<(Range<usize>, IpAddr)>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &'a str, directory: &'a Path, uid: Uid<'a>) -> Self {
-        Self { text, directory, uid, daemon: false, faults: Vec::new() }
+        let (faults, servers) = (Vec::new(), Vec::new());
+        Self { text, directory, uid, daemon: false, faults, servers }
     }
 
     /// The same for a daemon.
@@ -39,7 +43,10 @@ impl<'a> Reader<'a> {
     pub(super) fn read(mut self) -> (Config, Vec<Fault>) {
         let mut config = Config::default();
         match DeTable::parse(self.text) {
-            Ok(root) => self.root(root.get_ref(), &mut config),
+            Ok(root) => {
+                self.root(root.get_ref(), &mut config);
+                self.servers_that_are_us(&config);
+            }
             Err(error) => {
                 self.fault(error.span().unwrap_or(0..0), error.message(), None);
             }
@@ -51,12 +58,22 @@ impl<'a> Reader<'a> {
     fn root(&mut self, root: &DeTable<'_>, config: &mut Config) {
         for (table, value) in root {
             let name = table.get_ref().as_ref();
-            if LISTS.contains(&name) {
-                self.fault(table.span(), format!("`[[{name}]]`: not in this version"), None);
+            if let Some(list) = LISTS.iter().find(|list| list.name == name) {
+                match list.read.filter(|_| list.honoured) {
+                    Some(read) => self.entries(name, value, read, config),
+                    None => {
+                        self.fault(
+                            table.span(),
+                            format!("`[[{name}]]`: not in this version"),
+                            None,
+                        );
+                    }
+                }
                 continue;
             }
             if !KEYS.iter().any(|key| key.table == name) {
-                let tables = KEYS.iter().map(|key| key.table).chain(LISTS.iter().copied());
+                let tables =
+                    KEYS.iter().map(|key| key.table).chain(LISTS.iter().map(|list| list.name));
                 let help = nearest(name, tables);
                 self.fault(table.span(), format!("unknown table `{name}`"), help);
                 continue;
@@ -89,6 +106,44 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn entries(
+        &mut self,
+        name: &str,
+        value: &Spanned<DeValue<'_>>,
+        read: ReadEntry,
+        config: &mut Config,
+    ) {
+        let mut tables = Vec::new();
+        if let DeValue::Array(items) = value.get_ref() {
+            for item in items {
+                if let DeValue::Table(table) = item.get_ref() {
+                    tables.push(Spanned::new(item.span(), table.clone()));
+                }
+            }
+            if tables.len() == items.len() {
+                tables.iter().for_each(|table| read(self, table, config));
+                return;
+            }
+        }
+        let help = format!("write `[[{name}]]` and its keys below");
+        self.fault(value.span(), format!("`{name}` is a list of tables"), Some(help));
+    }
+
+    /// Notes where a server's address stands.
+    pub(super) fn server(&mut self, span: Range<usize>, address: IpAddr) {
+        self.servers.push((span, address));
+    }
+
+    /// A resolver that asks itself would never answer.
+    fn servers_that_are_us(&mut self, config: &Config) {
+        for (span, address) in std::mem::take(&mut self.servers) {
+            if config.dns.addresses.contains(&address) {
+                let help = "tunneld itself answers there: a server behind it is wanted".to_owned();
+                self.fault(span, format!("`{address}` is in `dns.address`"), Some(help));
+            }
+        }
+    }
+
     fn key(
         &mut self,
         table: &str,
@@ -103,7 +158,7 @@ impl<'a> Reader<'a> {
             self.fault(key.span(), format!("unknown key `{table}.{name}`"), help);
             return;
         };
-        match known.read {
+        match known.read.filter(|_| known.honoured) {
             Some(read) => read(self, value, config),
             None => {
                 self.fault(key.span(), format!("`{table}.{name}`: not in this version"), None);

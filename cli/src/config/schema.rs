@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use super::keys::{Change, KEYS, User};
+use super::keys::{Change, KEYS, LISTS, User};
 
 /// The configuration of tunneld. One file serves `tunneld run` and `tunneld exec`.
 #[derive(JsonSchema)]
@@ -20,6 +20,10 @@ struct File {
     device: Device,
     host: Host,
     policy: Policy,
+    /// Named servers that answer names.
+    #[schemars(length(max = 63))]
+    resolver: Vec<Resolver>,
+    dns: Dns,
     udp: Udp,
     guard: Guard,
     limits: Limits,
@@ -94,7 +98,7 @@ struct Host {
     #[schemars(extend("maximum" = 4_294_967_295_u32))]
     table: u32,
     /// Priority of the routing rules, before the main table's. Default: 100.
-    #[schemars(range(min = 1, max = 32_765), extend("default" = 100))]
+    #[schemars(range(min = 2, max = 32_764), extend("default" = 100))]
     priority: u32,
 }
 
@@ -106,6 +110,83 @@ struct Policy {
     /// which then allows everything; /etc/tunneld/policy.d with run.
     #[schemars(length(min = 1))]
     directory: String,
+}
+
+/// Named servers that answer names. Used by exec and run; a reload takes a change.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Resolver {
+    /// What policies call it. No default.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._+-]{1,64}$"))]
+    name: String,
+    /// Its servers, in the order of asking: an address, or tls://, https://, quic://, tcp://. No
+    /// default.
+    #[schemars(length(min = 1, max = 16))]
+    servers: Vec<String>,
+    /// Which way they are reached. Default: direct, the only value in this version.
+    #[schemars(extend("default" = "direct"))]
+    via: Via,
+    /// File of the only roots of its certificates, relative to the configuration. Default: the
+    /// host's roots.
+    #[schemars(length(min = 1))]
+    ca: String,
+    /// File with our certificate, its chain and its key, for servers that ask for one. Default:
+    /// none.
+    #[schemars(length(min = 1))]
+    identity: String,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum Via {
+    Direct,
+}
+
+/// How names are answered.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Dns {
+    /// Addresses inside at which names are answered. Default: one of each benchmarking range.
+    #[schemars(length(min = 1), extend("default" = ["198.18.0.2", "2001:2:0:756e::2"]))]
+    address: Vec<String>,
+    /// Whether every captured port 53 is answered as well: none or all. Default: none; with exec
+    /// always all.
+    #[schemars(extend("default" = "none"))]
+    intercept: Intercept,
+    /// Who on this host is told that names are answered here. Default: auto, which is whoever is
+    /// there.
+    #[schemars(extend("default" = "auto"))]
+    takeover: Takeover,
+    /// The network's own servers. Default: auto, which is those that the network names.
+    #[schemars(extend("default" = "auto"))]
+    upstream: Upstream,
+    /// Number of answers that are kept. Default: 10000.
+    #[schemars(range(min = 0, max = 1_000_000), extend("default" = 10000))]
+    cache: u32,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum Intercept {
+    None,
+    All,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum Takeover {
+    Auto,
+    Resolved,
+    Resolvconf,
+    File,
+    None,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Upstream {
+    Word(Auto),
+    Servers(#[schemars(length(min = 1, max = 16))] Vec<String>),
 }
 
 /// How UDP is carried.
@@ -213,7 +294,7 @@ pub(crate) fn schema() -> Value {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
     let mut schema = settings.into_generator().into_root_schema_for::<File>().to_value();
     tidy(&mut schema);
-    for key in KEYS.iter().filter(|key| key.read.is_some()) {
+    for key in KEYS.iter().filter(|key| key.honoured) {
         let property = &mut schema["properties"][key.table]["properties"][key.name];
         let user = match key.user {
             User::Both => "Used by exec and run",
@@ -226,7 +307,23 @@ pub(crate) fn schema() -> Value {
         let description = property["description"].as_str().unwrap_or_default();
         property["description"] = json!(format!("{description} {user}; {change}"));
     }
+    leave_out_what_is_unused(&mut schema["properties"]);
     schema
+}
+
+/// A key that is read and does nothing yet is refused: it is not in the schema.
+fn leave_out_what_is_unused(tables: &mut Value) {
+    let Some(tables) = tables.as_object_mut() else { return };
+    for list in LISTS.iter().filter(|list| !list.honoured) {
+        tables.remove(list.name);
+    }
+    for key in KEYS.iter().filter(|key| !key.honoured) {
+        let Some(table) = tables.get_mut(key.table) else { continue };
+        let keys = table["properties"].as_object_mut();
+        if keys.is_some_and(|keys| keys.remove(key.name).is_some() && keys.is_empty()) {
+            tables.remove(key.table);
+        }
+    }
 }
 
 /// Takes out what the derived types say and the file doesn't, that anything is required, and

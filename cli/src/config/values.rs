@@ -153,7 +153,8 @@ pub(super) fn table(reader: &mut Reader<'_>, value: &Value<'_>, config: &mut Con
 
 pub(super) fn priority(reader: &mut Reader<'_>, value: &Value<'_>, config: &mut Config) {
     // ip-rule(8): 0 is `local`, 32,766 is `main`, before which our rules must stand.
-    if let Some(priority) = reader.integer(value, 1..=32_765) {
+    // One of ours stands before it, and one behind.
+    if let Some(priority) = reader.integer(value, 2..=32_764) {
         config.host.priority = priority as u32;
     }
 }

@@ -22,6 +22,8 @@ const OF_ONE_USER: usize = 64;
 const WATCHES_OF_ONE_USER: usize = 16;
 /// Orders of one user to end a flow that are under way.
 const KILLS_OF_ONE_USER: usize = 4;
+/// Names that are asked for one user at once.
+const INQUIRIES_OF_ONE_USER: usize = 8;
 /// Policies that are received from one user at once: each may be as long as a body may be.
 const POLICIES_OF_ONE_USER: usize = 2;
 
@@ -54,6 +56,8 @@ pub(super) enum Task {
     Policy,
     /// A flow is looked for to end it.
     Kill,
+    /// A name is asked.
+    Inquiry,
 }
 
 impl Task {
@@ -64,6 +68,7 @@ impl Task {
             Self::Watch => WATCHES_OF_ONE_USER,
             Self::Policy => POLICIES_OF_ONE_USER,
             Self::Kill => KILLS_OF_ONE_USER,
+            Self::Inquiry => INQUIRIES_OF_ONE_USER,
         }
     }
 }

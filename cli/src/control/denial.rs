@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
 use super::rights::Right;
-use crate::daemon::{KillError, NotLoaded, Unanswered, Unexplained};
+use crate::daemon::{KillError, NotAsked, NotLoaded, Unanswered, Unexplained};
 use crate::diagnostics::Told;
 use crate::error::code;
 
@@ -146,7 +146,7 @@ impl From<KillError> for Denial {
 impl From<NotLoaded> for Denial {
     fn from(error: NotLoaded) -> Self {
         let (status, exit) = match &error {
-            NotLoaded::Configuration(_) | NotLoaded::Policy(_) => {
+            NotLoaded::Configuration(_) | NotLoaded::Resolver(_) | NotLoaded::Policy(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, code::FINDING)
             }
             NotLoaded::NeedsRestart(_) => (StatusCode::CONFLICT, code::FAILED),
@@ -164,11 +164,28 @@ impl From<NotLoaded> for Denial {
     }
 }
 
+impl From<NotAsked> for Denial {
+    fn from(error: NotAsked) -> Self {
+        let (status, exit) = match &error {
+            NotAsked::NotAName { .. }
+            | NotAsked::AnAddress { .. }
+            | NotAsked::Unaskable { .. }
+            | NotAsked::UnknownResolver { .. }
+            | NotAsked::Twice { .. } => (StatusCode::BAD_REQUEST, code::USAGE),
+            NotAsked::Nobody | NotAsked::Deaf(_) => (StatusCode::SERVICE_UNAVAILABLE, code::FAILED),
+        };
+        Self::new(status, exit, &error).help(error.help())
+    }
+}
+
 impl From<Unexplained> for Denial {
     fn from(error: Unexplained) -> Self {
         match error {
-            Unexplained::NoSuchFlow(_) => Self::bad(error),
-            Unexplained::Source(_) => {
+            Unexplained::NoSuchFlow(_) | Unexplained::NotAName(_) | Unexplained::Nowhere => {
+                Self::bad(error)
+            }
+            Unexplained::Unanswered(error) => error.into(),
+            Unexplained::Source(_) | Unexplained::NoAddress => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, code::FINDING, error)
                     .help("give an address as SRC")
             }

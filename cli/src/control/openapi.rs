@@ -44,6 +44,7 @@ impl Form {
 enum Schema {
     Policy,
     Flow,
+    Inquiry,
 }
 
 const LOOK: &str = "root, admins, members of the group";
@@ -59,7 +60,7 @@ const fn order(path: &'static str, event: &'static str, summary: &'static str) -
 }
 
 /// Every request there is.
-pub(super) const REQUESTS: [Described; 10] = [
+pub(super) const REQUESTS: [Described; 13] = [
     look("/v1/status", "status", "The daemon's state"),
     Described {
         query: &[("match", "Clauses of the policy language, such as `tcp port 443 user alice`")],
@@ -87,6 +88,19 @@ pub(super) const REQUESTS: [Described; 10] = [
     Described {
         body: Some(Schema::Flow),
         ..order("/v1/explain", "explain", "What the policy in force does with a flow, and why")
+    },
+    Described {
+        body: Some(Schema::Inquiry),
+        answer: Form::Lines,
+        ..order("/v1/dns/query", "dns-answer", "What the plan says of a name, and each answer")
+    },
+    Described {
+        answer: Form::Lines,
+        ..look("/v1/dns/servers", "server", "Servers of names and where each was learned")
+    },
+    Described {
+        query: &[("using", "A resolver; without it everything is forgotten")],
+        ..order("/v1/dns/flush", "flushed", "Forgets answers that were kept")
     },
     Described { answer: Form::Lines, ..look("/v1/watch", "flow", "Events as they happen") },
     look("/v1/openapi.json", "", "This description"),
@@ -123,15 +137,27 @@ impl Schema {
             }),
             Self::Flow => json!({
                 "type": "object",
-                "required": ["protocol", "destination"],
+                "required": ["protocol"],
+                "anyOf": [{ "required": ["destination"] }, { "required": ["name"] }],
                 "additionalProperties": false,
                 "properties": {
                     "protocol": { "enum": ["tcp", "udp", "icmp"] },
-                    "destination": text,
+                    "destination": { "type": ["string", "null"] },
+                    "name": { "type": ["string", "null"] },
                     "source": { "type": ["string", "null"] },
                     "port": { "type": ["integer", "null"], "minimum": 0, "maximum": 65535 },
                     "client": { "type": ["string", "null"] },
                     "uid": { "type": ["integer", "null"], "minimum": 0 },
+                },
+            }),
+            Self::Inquiry => json!({
+                "type": "object",
+                "required": ["name"],
+                "additionalProperties": false,
+                "properties": {
+                    "name": text,
+                    "type": { "type": ["string", "null"] },
+                    "using": { "type": "array", "items": text },
                 },
             }),
         }
@@ -185,9 +211,14 @@ fn operation(request: &Described) -> Value {
     if !request.event.is_empty() {
         schema["properties"] = json!({ "event": { "const": request.event } });
     }
-    // A stream carries objects of other kinds as well.
-    if request.path == "/v1/watch" {
-        schema["properties"] = json!({ "event": { "enum": ["flow", "lost"] } });
+    // Some carry objects of other kinds as well.
+    let kinds = match request.path {
+        "/v1/watch" => &["flow", "disagreement", "dns", "lost"][..],
+        "/v1/dns/query" => &["dns-plan", "dns-answer"],
+        _ => &[],
+    };
+    if !kinds.is_empty() {
+        schema["properties"] = json!({ "event": { "enum": kinds } });
     }
     let mut operation = json!({
         "summary": request.summary,

@@ -23,7 +23,8 @@ use super::denial::Denial;
 use super::openapi;
 use super::rights::Right;
 use crate::daemon::{
-    Daemon, FlowId, KillError, NoFlowId, NotLoaded, OPENMETRICS, Reloaded, Selection, Unexplained,
+    Daemon, FlowId, Inquiry, KillError, NoFlowId, NotLoaded, OPENMETRICS, Reloaded, Selection,
+    Unexplained,
 };
 use crate::error::code;
 use crate::policy_sent::PolicySent;
@@ -39,6 +40,8 @@ const POLICIES: usize = 2;
 const LISTS: usize = 2;
 /// Flows that are looked for at once, to end them: a shard takes a few more.
 const KILLS: usize = 8;
+/// Names that are asked at once: each may take 5 s.
+const INQUIRIES: usize = 32;
 
 /// What every handler has.
 #[derive(Clone)]
@@ -47,6 +50,7 @@ struct Control {
     policies: Arc<Semaphore>,
     lists: Arc<Semaphore>,
     kills: Arc<Semaphore>,
+    inquiries: Arc<Semaphore>,
     patience: Duration,
 }
 
@@ -55,7 +59,8 @@ type Answer = Result<Response, Denial>;
 pub(super) fn router(daemon: Arc<Daemon>, patience: Duration) -> Router {
     let turns = |count| Arc::new(Semaphore::new(count));
     let (policies, lists, kills) = (turns(POLICIES), turns(LISTS), turns(KILLS));
-    let control = Control { daemon, policies, lists, kills, patience };
+    let inquiries = turns(INQUIRIES);
+    let control = Control { daemon, policies, lists, kills, inquiries, patience };
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
@@ -64,6 +69,9 @@ pub(super) fn router(daemon: Arc<Daemon>, patience: Duration) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/diff", post(diff))
         .route("/v1/explain", post(explain))
+        .route("/v1/dns/query", post(inquire))
+        .route("/v1/dns/servers", get(servers))
+        .route("/v1/dns/flush", post(flush))
         .route("/v1/watch", get(watch))
         .route("/v1/openapi.json", get(description))
         .route("/metrics", get(metrics))
@@ -91,7 +99,7 @@ async fn flows(
     let [expression] = query(&uri, ["match"])?;
     let selection = match expression {
         None => None,
-        Some(expression) => Some(select(expression).await?),
+        Some(expression) => Some(select(&control, expression).await?),
     };
     let turn = control.turn(&control.lists).await?;
     let daemon = Arc::clone(&control.daemon);
@@ -167,9 +175,11 @@ async fn diff(
     let body = control.body(request, POLICY).await?;
     let _busy = Seat::busy(&seat);
     let turn = control.turn(&control.policies).await?;
+    let in_force = control.daemon.in_force();
     let load = move || {
         let sent: PolicySent = parse(&body)?;
-        sent.load().map_err(|found| Denial::faulty(code::FINDING, "the policy has errors", found))
+        let loaded = sent.load(in_force.policy.resolvers());
+        loaded.map_err(|found| Denial::faulty(code::FINDING, "the policy has errors", found))
     };
     let daemon = Arc::clone(&control.daemon);
     let compare = async move {
@@ -190,6 +200,42 @@ async fn explain(
     let asked = parse(&control.body(request, BODY).await?)?;
     let _busy = Seat::busy(&seat);
     Ok(object(&control.daemon.explain(asked).await?))
+}
+
+async fn inquire(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    request: Request,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    query(request.uri(), [])?;
+    let inquiry: Inquiry = parse(&control.body(request, BODY).await?)?;
+    let busy = (Seat::begin(&seat, Task::Inquiry).ok_or_else(Denial::crowded)?, Seat::busy(&seat));
+    let turn = control.turn(&control.inquiries).await?;
+    let daemon = Arc::clone(&control.daemon);
+    let inquire = async move { daemon.inquire(inquiry).await };
+    Ok(objects(&to_its_end((busy, turn), inquire).await??))
+}
+
+async fn servers(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    uri: Uri,
+) -> Answer {
+    control.require(&seat, Right::Look)?;
+    query(&uri, [])?;
+    Ok(objects(&control.daemon.servers()?))
+}
+
+async fn flush(
+    State(control): State<Control>,
+    Extension(seat): Extension<Arc<Seat>>,
+    uri: Uri,
+) -> Answer {
+    // What is forgotten is asked again: nothing is decided otherwise.
+    control.require(&seat, Right::Look)?;
+    let [using] = query(&uri, ["using"])?;
+    Ok(object(&control.daemon.flush(using.as_deref())?))
 }
 
 async fn watch(
@@ -298,8 +344,9 @@ async fn to_its_end<H: Send + 'static, T: Send + 'static>(
     task.await.map_err(|_| Denial::crashed())
 }
 
-async fn select(expression: String) -> Result<Selection, Denial> {
-    let parse = move || Selection::parse(&expression);
+async fn select(control: &Control, expression: String) -> Result<Selection, Denial> {
+    let in_force = control.daemon.in_force();
+    let parse = move || Selection::parse(&expression, in_force.policy.resolvers());
     match tokio::task::spawn_blocking(parse).await {
         Ok(Ok(selection)) => Ok(selection),
         Ok(Err(found)) => Err(Denial::faulty(code::USAGE, "the expression has errors", found)),
@@ -337,6 +384,11 @@ fn object(object: &Value) -> Response {
 
 fn lines(lines: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, LINES)], lines).into_response()
+}
+
+/// A few objects, one a line.
+fn objects(objects: &[Value]) -> Response {
+    lines(objects.iter().map(|object| format!("{object}\n")).collect::<String>().into_bytes())
 }
 
 /// A policy may cut many flows: its object is written on a thread of its own.

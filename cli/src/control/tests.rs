@@ -13,6 +13,8 @@ use clap::Parser;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+mod names;
+
 use super::openapi::{REQUESTS, document};
 use super::{HEAD, HEADERS, listen, serve_with};
 use crate::args::{Cli, Verb};
@@ -45,7 +47,10 @@ impl Served {
 
     /// `manner` is the second shard's.
     fn with(name: &str, access: Access, flows: u64, manner: Manner) -> Self {
-        let disk = Disk::new(name);
+        Self::on(Disk::new(name), access, flows, manner)
+    }
+
+    fn on(disk: Disk, access: Access, flows: u64, manner: Manner) -> Self {
         let socket = disk.path("control.sock");
         let daemon = Arc::new(crowded(&disk, access, manner, flows));
         let events = Arc::clone(daemon.events());
@@ -99,6 +104,7 @@ impl Served {
             Verb::Reload(args) => crate::reload::run(args, true),
             Verb::Diff(args) => crate::diff::run(args, true),
             Verb::Explain(args) => crate::explain::run(args, true),
+            Verb::Dns(args) => crate::dns_verb::run(args, true),
             Verb::Exec(_)
             | Verb::Demo
             | Verb::Check(_)
@@ -535,7 +541,7 @@ fn the_description_is_true() {
         let parameters =
             document()["paths"][described.path][described.method]["parameters"].clone();
         let keys: Vec<_> = parameters.as_array().expect("a list").iter().collect();
-        for key in ["match", "dry_run"] {
+        for key in ["match", "dry_run", "using"] {
             let known = keys.iter().any(|parameter| parameter["name"] == key);
             let text = request(&described.method.to_uppercase(), &format!("{path}?{key}=1"), "");
             let refused = served.send(text.as_bytes()).1.contains("takes no `");
@@ -570,13 +576,27 @@ fn differs(documented: &Value, told: &Value, at: &str) -> Option<String> {
     }
 }
 
+const DOCS: &str = include_str!("../../../docs/json.md");
+
+/// Each object has its example, which has the same fields of the same types.
+fn assert_documented(told: &[Value]) {
+    let blocks = DOCS.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let documented: Vec<Value> =
+        blocks.map(|block| serde_json::from_str(block).expect(block)).collect();
+    for told in told {
+        let is_same = |documented: &&Value| {
+            documented["event"] == told["event"] && documented["what"] == told["what"]
+        };
+        let same = documented.iter().filter(is_same);
+        let differences: Vec<_> = same.map(|documented| differs(documented, told, "")).collect();
+        assert!(!differences.is_empty(), "not documented: {told}");
+        assert!(differences.iter().all(Option::is_none), "{differences:?}: {told:#}");
+    }
+}
+
 #[test]
 fn the_documented_objects_are_true() {
     let served = Served::new("docs", Access::default());
-    let docs = include_str!("../../../docs/json.md");
-    let blocks = docs.split("```json\n").skip(1).filter_map(|rest| rest.split("```").next());
-    let documented: Vec<Value> =
-        blocks.map(|block| serde_json::from_str(block).expect(block)).collect();
     let mut client = served.client();
     let mut told = vec![client.get("/v1/status").expect("a status")];
     for path in ["/v1/flows", "/v1/rules"] {
@@ -601,16 +621,11 @@ fn the_documented_objects_are_true() {
     told.push(error["diagnostics"][0].take());
     error.as_object_mut().expect("an object").remove("diagnostics");
     told.push(error);
-    for told in &told {
-        let same = documented.iter().filter(|documented| documented["event"] == told["event"]);
-        let differences: Vec<_> = same.map(|documented| differs(documented, told, "")).collect();
-        assert!(!differences.is_empty(), "not documented: {told}");
-        assert!(differences.iter().all(Option::is_none), "{differences:?}: {told:#}");
-    }
+    assert_documented(&told);
     // Of every request of the table there is one, and no other.
     for described in &REQUESTS {
         let path = described.path.replace("{id}", "ID");
-        assert!(docs.contains(&format!("{} {path}", described.method.to_uppercase())), "{path}");
+        assert!(DOCS.contains(&format!("{} {path}", described.method.to_uppercase())), "{path}");
     }
 }
 
@@ -661,6 +676,12 @@ fn rights() {
         ("a member rehearses", "50003", "50001", "POST", "/v1/reload?dry_run=1", 200),
         ("a member acts", "50003", "50001", "POST", "/v1/reload", 403),
         ("a member kills another's flow", "50003", "50001", "DELETE", "/v1/flows/0-1", 403),
+        ("a stranger asks a name", "50003", "", "POST", "/v1/dns/query", 403),
+        ("a stranger looks", "50003", "", "GET", "/v1/dns/servers", 403),
+        ("a stranger flushes", "50003", "", "POST", "/v1/dns/flush", 403),
+        ("a member asks nothing", "50003", "50001", "POST", "/v1/dns/query", 400),
+        ("a member looks", "50003", "50001", "GET", "/v1/dns/servers", 200),
+        ("a member flushes", "50003", "50001", "POST", "/v1/dns/flush", 200),
         ("a user kills his own", "1000", "", "DELETE", "/v1/flows/0-1", 200),
         ("an admin looks", "50002", "", "GET", "/v1/rules", 200),
         ("an admin kills", "50002", "", "DELETE", "/v1/flows/1-1", 200),

@@ -48,7 +48,7 @@ impl Events {
         self.sender.receiver_count()
     }
 
-    fn send(&self, line: String) {
+    pub(crate) fn send(&self, line: String) {
         // Without watchers nobody is told.
         let _ = self.sender.send(line.into());
     }

@@ -1,16 +1,17 @@
 //! `explain` on the live daemon: the policy in force, and the source that the kernel would
 //! choose. Nothing is sent.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use engine::policy::{AssumedSource, Hypothesis, HypothesisError, Policy};
-use engine::{Egress, Protocol};
+use engine::policy::{self, AssumedSource, Hypothesis, HypothesisError, NotAName, Policy};
+use engine::{Egress, Protocol, ResolverService, ResolverSet};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tunnel::driver::request::Request;
 use tunnel::source::{LookupError, Query, Routes};
 
-use super::Daemon;
+use super::{Daemon, Unanswered};
 use crate::explain;
 
 /// A flow that somebody asks about.
@@ -21,7 +22,12 @@ pub(crate) struct Asked {
     /// `None`: whatever the kernel chooses.
     #[serde(default)]
     pub(crate) source: Option<IpAddr>,
-    pub(crate) destination: IpAddr,
+    /// `None`: only the name is known.
+    #[serde(default)]
+    pub(crate) destination: Option<IpAddr>,
+    /// The name that it was asked for with; `None`: what answers told.
+    #[serde(default)]
+    pub(crate) name: Option<String>,
     #[serde(default)]
     pub(crate) port: Option<u16>,
     /// The client that it is forwarded for.
@@ -46,6 +52,18 @@ pub(crate) enum Unexplained {
     /// There can be no such flow.
     #[error("{0}")]
     NoSuchFlow(#[from] HypothesisError),
+    /// The name is none.
+    #[error("{0}")]
+    NotAName(#[from] NotAName),
+    /// Neither an address nor a name.
+    #[error("a destination or a name is needed")]
+    Nowhere,
+    /// The verdict depends on the source, and no kernel knows the way to a name.
+    #[error("the verdict depends on the source, and a name alone has none")]
+    NoAddress,
+    /// A shard did not say which name an address has.
+    #[error("{0}")]
+    Unanswered(#[from] Unanswered),
     /// The verdict depends on the source, and the kernel names none.
     #[error("the verdict depends on the source, and the kernel names none: {0}")]
     Source(LookupError),
@@ -58,9 +76,42 @@ impl Daemon {
     /// What the policy in force does with a flow.
     pub(crate) async fn explain(&self, asked: Asked) -> Result<Value, Unexplained> {
         let (in_force, mark) = (self.in_force(), self.mark);
+        let destination = asked.destination.map(|address| address.to_canonical());
+        let (name, resolvers) = match (&asked.name, destination) {
+            (Some(name), _) => (Some(policy::name(name)?), ResolverSet::EMPTY),
+            (None, Some(address)) => self.name_of(address).await?,
+            (None, None) => return Err(Unexplained::Nowhere),
+        };
+        let mut flow = Hypothesis {
+            protocol: match asked.protocol {
+                AskedProtocol::Tcp => Protocol::Tcp,
+                AskedProtocol::Udp => Protocol::Udp,
+                AskedProtocol::Icmp => Protocol::Icmp,
+            },
+            source: asked
+                .source
+                .map_or(AssumedSource::Any, |source| AssumedSource::Address(source.to_canonical())),
+            destination,
+            name,
+            resolvers,
+            port: asked.port,
+            client: asked.client.map(|client| client.to_canonical()),
+            uid: asked.uid,
+            egress: None,
+        };
+        flow.check()?;
+        let dns = &in_force.config.dns;
+        let resolver =
+            ResolverService { addresses: dns.addresses.clone(), intercept: dns.intercept };
+        let port = asked.port.unwrap_or(0);
+        let served = destination.is_some_and(|to| resolver.takes(SocketAddr::new(to, port)));
+        if served {
+            flow.source = AssumedSource::Nothing;
+        }
         let look = move || {
             let policy = Arc::clone(&in_force.policy);
-            look(&policy, &asked, mark).map(|mut object| {
+            let told = if served { serve(&policy, &flow) } else { look(&policy, flow, mark) };
+            told.map(|mut object| {
                 object["generation"] = json!(in_force.generation);
                 object
             })
@@ -69,46 +120,55 @@ impl Daemon {
     }
 }
 
-fn look(policy: &Policy, asked: &Asked, mark: Option<u32>) -> Result<Value, Unexplained> {
-    let mut flow = Hypothesis {
-        protocol: match asked.protocol {
-            AskedProtocol::Tcp => Protocol::Tcp,
-            AskedProtocol::Udp => Protocol::Udp,
-            AskedProtocol::Icmp => Protocol::Icmp,
-        },
-        source: asked
-            .source
-            .map_or(AssumedSource::Any, |source| AssumedSource::Address(source.to_canonical())),
-        destination: asked.destination.to_canonical(),
-        port: asked.port,
-        client: asked.client.map(|client| client.to_canonical()),
-        uid: asked.uid,
-        egress: None,
-    };
-    flow.check()?;
-    let found = route(&flow, mark);
-    flow.egress = found.as_ref().ok().copied();
+impl Daemon {
+    /// The name that a flow to this address would have, and who told of it. Each shard knows
+    /// the same.
+    async fn name_of(
+        &self,
+        address: IpAddr,
+    ) -> Result<(Option<Arc<str>>, ResolverSet), Unanswered> {
+        let told = self.ask_all(|answer| Request::Name { address, answer }).await?;
+        let known = told.into_iter().flatten().next();
+        Ok(known.map_or((None, ResolverSet::EMPTY), |(name, set)| (Some(name), set)))
+    }
+}
+
+/// Of a flow to our own resolver: no route is asked, as nothing leaves.
+fn serve(policy: &Policy, flow: &Hypothesis) -> Result<Value, Unexplained> {
+    // Without a source to look for nothing depends on it.
+    let told = policy.explain(flow).map_err(|_| Unexplained::Crashed)?;
+    let mut object = explain::object(policy, flow, &told);
+    object["via"] = "dns".into();
+    object["routes"] = json!([]);
+    Ok(object)
+}
+
+fn look(policy: &Policy, mut flow: Hypothesis, mark: Option<u32>) -> Result<Value, Unexplained> {
+    let found = flow.destination.map(|destination| route(&flow, destination, mark));
+    flow.egress = found.as_ref().and_then(|found| found.as_ref().ok()).copied();
     match (policy.explain(&flow), found) {
         (Ok(told), found) => {
-            let mut object = explain::object(&flow, &told);
-            object["unresolved"] = json!(found.err().map(|error| error.to_string()));
+            let mut object = explain::object(policy, &flow, &told);
+            let unresolved = found.and_then(Result::err).map(|error| error.to_string());
+            object["unresolved"] = json!(unresolved);
             Ok(object)
         }
-        (Err(_), Err(error)) => Err(Unexplained::Source(error)),
+        (Err(_), Some(Err(error))) => Err(Unexplained::Source(error)),
+        (Err(_), None) => Err(Unexplained::NoAddress),
         // With a source nothing depends on it.
-        (Err(_), Ok(_)) => Err(Unexplained::Crashed),
+        (Err(_), Some(Ok(_))) => Err(Unexplained::Crashed),
     }
 }
 
 /// What it would leave with.
-fn route(flow: &Hypothesis, mark: Option<u32>) -> Result<Egress, LookupError> {
+fn route(flow: &Hypothesis, destination: IpAddr, mark: Option<u32>) -> Result<Egress, LookupError> {
     let source = match (flow.client, flow.source) {
         // A forwarded flow leaves with an address of this host.
-        (Some(_), _) | (None, AssumedSource::Any) => None,
+        (Some(_), _) | (None, AssumedSource::Any | AssumedSource::Nothing) => None,
         (None, AssumedSource::Address(source)) => Some(source),
     };
     let query = Query {
-        destination: flow.destination,
+        destination,
         source,
         device: None,
         protocol: flow.protocol,

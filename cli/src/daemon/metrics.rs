@@ -1,13 +1,14 @@
 //! Metrics in the text format of OpenMetrics 1.0.
 //!
 //! Nothing is kept for them: each scrape asks the shards for their status and writes what they
-//! say. Counters are the shards' own, so they only grow while the daemon runs.
+//! say, and the resolver. Counters are their own, so they only grow while the daemon runs.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine::Dropped;
+use dns::resolver::{ResolverStatistics, Statistics};
+use engine::{Dropped, Resolvers};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -16,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use tunnel::driver::request::{Limits, Request, Status};
 
 use super::{Daemon, InForce, Unanswered};
+use crate::names::Names;
 use crate::shards;
 
 /// The media type of what [`Daemon::metrics`] writes.
@@ -28,6 +30,8 @@ struct Scrape {
     in_force: Arc<InForce>,
     started: SystemTime,
     watchers: usize,
+    names: Statistics,
+    resolvers: Resolvers,
 }
 
 /// Metrics of one name.
@@ -45,6 +49,10 @@ enum Values {
     CountOfShard(fn(&Status) -> u64),
     /// One that only grows for each value of a label.
     CountBy(&'static str, fn(&Scrape) -> Vec<(&'static str, u64)>),
+    /// One that only grows.
+    Count(fn(&Statistics) -> u64),
+    /// One of each resolver, which only grows.
+    CountOfResolver(fn(&ResolverStatistics) -> u64),
     /// One at this moment.
     Now(fn(&Scrape) -> u64),
     /// One of each shard at this moment.
@@ -53,7 +61,7 @@ enum Values {
     Time(fn(&Scrape) -> SystemTime),
 }
 
-static FAMILIES: [Family; 21] = [
+static FAMILIES: [Family; 30] = [
     Family {
         name: "start_time",
         help: "When the daemon started, since the epoch",
@@ -191,6 +199,60 @@ static FAMILIES: [Family; 21] = [
         unit: None,
         values: Values::Now(|scrape| scrape.watchers as u64),
     },
+    Family {
+        name: "dns_cache_hits",
+        help: "Questions that the cache answered within their TTL",
+        unit: None,
+        values: Values::Count(|names| names.hits),
+    },
+    Family {
+        name: "dns_cache_misses",
+        help: "Questions that went to servers",
+        unit: None,
+        values: Values::Count(|names| names.misses),
+    },
+    Family {
+        name: "dns_cache_stale",
+        help: "Answers given past their TTL, as the servers failed or were slow",
+        unit: None,
+        values: Values::Count(|names| names.stale),
+    },
+    Family {
+        name: "dns_cache_prefetched",
+        help: "Answers that were asked for again before their TTL ended",
+        unit: None,
+        values: Values::Count(|names| names.prefetched),
+    },
+    Family {
+        name: "dns_overloaded",
+        help: "Questions that were answered SERVFAIL as too many were open",
+        unit: None,
+        values: Values::Count(|names| names.overloaded),
+    },
+    Family {
+        name: "dns_cache_entries",
+        help: "Answers in the cache",
+        unit: None,
+        values: Values::Now(|scrape| scrape.names.entries as u64),
+    },
+    Family {
+        name: "dns_cache_memory",
+        help: "Memory of the cache, about",
+        unit: Some(Unit::Bytes),
+        values: Values::Now(|scrape| scrape.names.bytes as u64),
+    },
+    Family {
+        name: "dns_asked",
+        help: "Questions that a resolver was asked",
+        unit: None,
+        values: Values::CountOfResolver(|resolver| resolver.asked),
+    },
+    Family {
+        name: "dns_failed",
+        help: "Questions that a resolver did not answer",
+        unit: None,
+        values: Values::CountOfResolver(|resolver| resolver.failed),
+    },
 ];
 
 fn by_cause(
@@ -210,6 +272,14 @@ impl Scrape {
     }
 }
 
+impl Scrape {
+    /// A resolver that was asked.
+    fn counted(&self, name: &str) -> Option<&ResolverStatistics> {
+        let id = self.resolvers.id(name)?.number();
+        self.names.resolvers.iter().find(|counted| counted.resolver.0 == id)
+    }
+}
+
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", env!("TUNNELD_COMMIT"))];
@@ -226,7 +296,10 @@ impl Collector for Scrape {
 impl Family {
     fn encode(&self, scrape: &Scrape, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let kind = match self.values {
-            Values::CountOfShard(_) | Values::CountBy(..) => MetricType::Counter,
+            Values::CountOfShard(_)
+            | Values::CountBy(..)
+            | Values::Count(_)
+            | Values::CountOfResolver(_) => MetricType::Counter,
             Values::Now(_) | Values::NowOfShard(_) | Values::Time(_) => MetricType::Gauge,
         };
         let mut metric =
@@ -243,6 +316,14 @@ impl Family {
             Values::CountBy(label, of) => {
                 for (value, count) in of(scrape) {
                     let labels = [(label, value)];
+                    metric.encode_family(&labels)?.encode_counter(&count, no_exemplar)?;
+                }
+            }
+            Values::Count(of) => metric.encode_counter(&of(&scrape.names), no_exemplar)?,
+            Values::CountOfResolver(of) => {
+                for name in scrape.resolvers.names() {
+                    let labels = [("resolver", name)];
+                    let count = scrape.counted(name).map_or(0, of);
                     metric.encode_family(&labels)?.encode_counter(&count, no_exemplar)?;
                 }
             }
@@ -267,9 +348,12 @@ impl Daemon {
     pub(crate) async fn metrics(&self) -> Result<String, Unanswered> {
         let shards = self.ask_all(|answer| Request::Status { answer }).await?;
         let mut registry = Registry::with_prefix("tunneld");
+        let in_force = self.in_force();
         registry.register_collector(Box::new(Scrape {
             shards,
-            in_force: self.in_force(),
+            names: self.names.as_ref().map(Names::statistics).unwrap_or_default(),
+            resolvers: in_force.policy.resolvers().clone(),
+            in_force,
             started: self.started,
             watchers: self.events.watchers(),
         }));

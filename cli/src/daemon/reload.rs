@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use dns::upstream::ConfigError;
 use engine::Report;
 use engine::policy::{Policy, Verdict};
 use serde_json::{Value, json};
@@ -24,6 +25,7 @@ use tunnel::driver::request::{self, Changed, Request};
 use super::{Access, Daemon, InForce, Unanswered};
 use crate::config::{self, Config};
 use crate::diagnostics::Told;
+use crate::names::Names;
 use crate::policy_files::{self, PolicyFiles};
 use crate::report::{self, Clock, Users};
 use crate::shards;
@@ -73,6 +75,9 @@ pub(crate) enum NotLoaded {
     /// Keys were changed that a running daemon cannot follow.
     #[error("{} changed, which needs a restart", list(.0))]
     NeedsRestart(Vec<&'static str>),
+    /// A resolver cannot be set up.
+    #[error("{0}")]
+    Resolver(#[from] ConfigError),
     /// The policy is wrong.
     #[error("the policy has errors")]
     Policy(Vec<Told>),
@@ -103,6 +108,8 @@ impl Daemon {
     pub(crate) async fn reload(&self) -> Result<Reloaded, NotLoaded> {
         let _turn = self.reloading.lock().await;
         let Read { config, access, policy, warnings } = self.read_again().await?;
+        let prepare = |names: &Names| names.prepare(&config, policy.resolvers());
+        let configured = self.names.as_ref().map(prepare).transpose()?;
         // One that is gone or hangs is found before any is told.
         self.ask_all(|answer| Request::Status { answer }).await?;
         let before = self.in_force();
@@ -113,6 +120,9 @@ impl Daemon {
             let policy = Arc::clone(&policy);
             Request::Reload(request::Reload { policy, generation, limits, answer })
         });
+        if let Some((names, configured)) = self.names.as_ref().zip(configured) {
+            names.put_in_force(configured, &config, &policy);
+        }
         let loaded = SystemTime::now();
         let policy = Arc::clone(&policy);
         self.put_in_force(InForce { policy, generation, loaded, config, access });
@@ -157,7 +167,7 @@ impl Daemon {
 
     async fn read_again(&self) -> Result<Read, NotLoaded> {
         let (file, before) = (self.config_file.clone(), self.in_force());
-        let read = move || read(file.as_deref(), &before.config);
+        let read = move || read(file.as_deref(), &before);
         tokio::task::spawn_blocking(read).await.unwrap_or(Err(NotLoaded::Crashed))
     }
 
@@ -178,7 +188,7 @@ impl Daemon {
     }
 }
 
-fn read(file: Option<&Path>, before: &Config) -> Result<Read, NotLoaded> {
+fn read(file: Option<&Path>, before: &InForce) -> Result<Read, NotLoaded> {
     let config = match file {
         None => Config::default(),
         Some(file) => {
@@ -188,12 +198,14 @@ fn read(file: Option<&Path>, before: &Config) -> Result<Read, NotLoaded> {
                 .map_err(|faults| NotLoaded::Configuration(Told::of_faults(&faults, &text)))?
         }
     };
-    let changed = before.needs_restart(&config);
+    let changed = before.config.needs_restart(&config);
     if !changed.is_empty() {
         return Err(NotLoaded::NeedsRestart(changed));
     }
     let path = policy_files::directory(&config);
     let files = PolicyFiles::read(&[path]).map_err(NotLoaded::Files)?;
+    let resolvers = config.resolvers_after(before.policy.resolvers());
+    let files = files.with_resolvers(resolvers.map_err(NotLoaded::Files)?);
     let told = |found: Vec<engine::policy::Diagnostic>| -> Vec<Told> {
         found.iter().map(|d| Told::of(d, &|source| files.path_of(source))).collect()
     };
@@ -220,6 +232,7 @@ impl NotLoaded {
             | Self::NeedsRestart(_)
             | Self::Unanswered(_)
             | Self::Unconfirmed(_)
+            | Self::Resolver(_)
             | Self::Crashed => &[],
         }
     }
@@ -234,7 +247,7 @@ impl NotLoaded {
             Self::Unanswered(_) | Self::Configuration(_) | Self::Policy(_) => {
                 Some("nothing has changed")
             }
-            Self::Unreadable { .. } | Self::Files(_) | Self::Crashed => None,
+            Self::Unreadable { .. } | Self::Files(_) | Self::Resolver(_) | Self::Crashed => None,
         }
     }
 }

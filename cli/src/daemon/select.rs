@@ -6,7 +6,7 @@
 use engine::policy::{
     Diagnostic, Environment, Judgement, Policy, ReadError, Source, Verdict, code,
 };
-use engine::{Fact, Facts, Report};
+use engine::{Fact, Facts, Report, Resolvers};
 
 use crate::diagnostics::Told;
 use crate::policy_files;
@@ -22,16 +22,24 @@ pub(crate) struct Selection {
     policy: Policy,
 }
 
-/// The users of the host, and no files.
-struct Users;
+/// The users of the host, the resolvers of the daemon, and no files.
+struct Known<'d>(&'d Resolvers);
 
-impl Environment for Users {
+impl Environment for Known<'_> {
     fn uid(&self, user: &str) -> Option<u32> {
         policy_files::uid(user)
     }
 
     fn read(&self, _: &str, _: &str) -> Result<String, ReadError> {
         Err(ReadError::Missing)
+    }
+
+    fn resolvers(&self) -> Resolvers {
+        self.0.clone()
+    }
+
+    fn secret(&self) -> u128 {
+        policy_files::secret()
     }
 }
 
@@ -41,7 +49,7 @@ impl Selection {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub(crate) fn parse(expression: &str) -> Result<Self, Vec<Told>> {
+    pub(crate) fn parse(expression: &str, resolvers: &Resolvers) -> Result<Self, Vec<Told>> {
         // One line, so that nothing but clauses can be said. What is left out where a comment
         // or a backslash ends the line would be missed without a word.
         let visible = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
@@ -52,7 +60,7 @@ impl Selection {
         };
         let text = format!("policy 1\n{LEAD}{line}\ndefault block\n");
         let source = Source { name: NAME.to_owned(), text };
-        match Policy::load(&[source], &Users) {
+        match Policy::load(&[source], &Known(resolvers)) {
             Ok((policy, _)) => Ok(Self { policy }),
             Err(found) => Err(found.iter().map(told).collect()),
         }
@@ -65,6 +73,9 @@ impl Selection {
             Facts::new(report.protocol, report.client, report.destination, report.local);
         facts.owner = report.owner.as_ref().map_or(Fact::Unknown, known);
         facts.egress = report.egress.map_or(Fact::Unknown, Fact::Known);
+        facts.name.clone_from(&report.name);
+        let resolvers = self.policy.resolvers();
+        facts.resolvers = report.resolvers.iter().filter_map(|name| resolvers.id(name)).collect();
         match self.policy.judge(&facts) {
             Judgement::Decided(decision) => decision.verdict == Verdict::Allow,
             // No fact is unasked here.
@@ -87,7 +98,13 @@ mod tests {
     #[test]
     fn expressions() {
         let report = crate::report::tests::example();
-        let nameless = Report { owner: None, egress: None, ..report.clone() };
+        let nameless = Report {
+            owner: None,
+            egress: None,
+            name: None,
+            resolvers: Vec::new(),
+            ..report.clone()
+        };
         for (expression, meant, where_unknown) in [
             ("", true, true),
             ("tcp", true, true),
@@ -103,10 +120,15 @@ mod tests {
             ("user root", false, false),
             ("user unknown", false, true),
             ("cgroup /user.slice", true, false),
+            ("to www.example.com", true, false),
+            ("to *.com 192.0.2.1", true, false),
+            ("to not *.example", true, false),
+            ("to unknown-name", false, true),
+            ("resolver upstream", true, false),
             ("via direct", true, true),
             ("tcp # a comment", true, true),
         ] {
-            let selection = Selection::parse(expression).expect(expression);
+            let selection = Selection::parse(expression, &Resolvers::default()).expect(expression);
             assert_eq!(selection.means(&report), meant, "{expression}");
             assert_eq!(selection.means(&nameless), where_unknown, "{expression}");
         }
@@ -120,11 +142,12 @@ mod tests {
             ("user no-such-user-here", "unknown-user", 6),
             ("to @lan", "unknown-set", 4),
             ("via wg0", "not-in-this-version", 5),
-            ("to www.example.com", "not-in-this-version", 4),
+            ("to www..example.com", "bad-domain", 4),
+            ("resolver nobody", "unknown-resolver", 10),
             ("tcp \nallow udp", "bad-character", 5),
             ("tcp \\", "bad-character", 5),
         ] {
-            let found = Selection::parse(expression).expect_err(expression);
+            let found = Selection::parse(expression, &Resolvers::default()).expect_err(expression);
             let object = found[0].object();
             assert_eq!((&object["file"], &object["line"]), (&"--match".into(), &1.into()));
             assert_eq!(object["code"], code, "{expression}: {object}");

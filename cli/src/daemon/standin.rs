@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::SystemTime;
 
-use engine::policy::{Judgement, NoEnvironment, Policy, RuleId, Source, Verdict};
-use engine::{Counters, Fact, Facts, Reason, Report, Stage};
+use engine::policy::{Judgement, Policy, RuleId, Verdict};
+use engine::{Counters, Fact, Facts, Reason, Report, ResolverId, Stage};
 use tunnel::driver::Unasked;
 use tunnel::driver::request::{Changed, Hits, Killed, Reload, Request, Status};
 
 use super::{Access, Daemon, Events, Parts, Shard};
 use crate::config::Config;
+use crate::names::{Network, Waiting};
 use crate::report::{Clock, tests::example};
 
 /// What the rest of the daemon holds of it.
@@ -100,6 +101,7 @@ impl Carried {
                 answer(changed.collect());
             }
             Request::Own(_) => {}
+            Request::Learn { answer, .. } => answer(()),
             Request::Flows { answer } => answer(self.flows.clone()),
             Request::Kill { number, of, answer } => {
                 let at = self.flows.iter().position(|flow| flow.number == number);
@@ -119,6 +121,12 @@ impl Carried {
                 let names = names.chain([self.policy.rule_name(RuleId::DEFAULT).to_owned()]);
                 let hits = (0..).map(|at| if at == 0 { 0 } else { at + self.hits });
                 answer(Hits { generation: self.generation, rules: names.zip(hits).collect() });
+            }
+            Request::Name { address, answer } => {
+                let named = self.flows.iter().find(|flow| flow.destination.ip() == address);
+                answer(
+                    named.and_then(|flow| Some((flow.name.clone()?, ResolverId::UPSTREAM.into()))),
+                );
             }
             Request::Status { answer } => answer(self.status()),
         }
@@ -167,11 +175,6 @@ pub(crate) fn flow(number: u64, port: u16) -> Report {
     Report { number, destination, stage, closed, reason, ..example() }
 }
 
-pub(crate) fn policy(text: &str) -> Arc<Policy> {
-    let source = Source { name: "a.policy".into(), text: text.into() };
-    Arc::new(Policy::load(&[source], &NoEnvironment).expect("a good policy").0)
-}
-
 /// A directory with configuration and policy, gone at the end.
 pub(crate) struct Disk(pub(crate) PathBuf);
 
@@ -206,6 +209,13 @@ pub(crate) const OPEN: &str = "policy 1\nblock tcp port 25\nallow tcp\ndefault b
 /// One that ends those to port 80.
 pub(crate) const NO_80: &str = "policy 1\nblock tcp port 80 id no-80\nallow tcp\ndefault block\n";
 
+/// The policy on the disk, with the resolvers of its configuration.
+fn loaded(disk: &Disk, config: &Config) -> Arc<Policy> {
+    let resolvers = config.resolvers().expect("good resolvers");
+    let path = disk.path("policy.d");
+    Arc::new(crate::policy_files::load(&[path], resolvers, 1).expect("a good policy"))
+}
+
 /// A daemon of two shards with two flows each, to ports 80 and 443.
 pub(crate) fn daemon(disk: &Disk, access: Access, manner: Manner) -> Daemon {
     crowded(disk, access, manner, 2)
@@ -216,13 +226,18 @@ pub(crate) fn crowded(disk: &Disk, access: Access, manner: Manner, flows: u64) -
     let file = disk.path("tunneld.toml");
     let text = std::fs::read_to_string(&file).expect("a file");
     let config: Config = crate::config::parse(Path::new(&file), &text).expect("a good one");
-    let policy = policy(OPEN);
+    let policy = loaded(disk, &config);
     let clock = Clock { epoch: SystemTime::now() };
     let shard = |manner| -> Box<dyn Shard> {
         let port = |number| if number % 2 == 1 { 80 } else { 443 };
         let flows = (1..=flows).map(|number| flow(number, port(number))).collect();
         Box::new(StandIn::start(Arc::clone(&policy), flows, manner))
     };
+    let events = Arc::<Events>::default();
+    let waiting = Waiting::new(&config, &policy, None).expect("good resolvers");
+    let names = waiting.names().clone();
+    let network = Network::Fixed(Vec::new(), Vec::new());
+    waiting.start(Vec::new(), network, Some(Arc::clone(&events))).expect("a thread");
     Daemon::new(Parts {
         shards: vec![(shard(Manner::Answers), clock), (shard(manner), clock)],
         policy: Arc::clone(&policy),
@@ -230,7 +245,8 @@ pub(crate) fn crowded(disk: &Disk, access: Access, manner: Manner, flows: u64) -
         config_file: Some(file),
         config,
         access,
-        events: Arc::default(),
+        events,
+        names: Some(names),
         mark: None,
         tracking: Arc::default(),
     })

@@ -222,7 +222,8 @@ fn explanations_ask_the_kernel() {
     let asked = |destination: &str, port| Asked {
         protocol: AskedProtocol::Tcp,
         source: None,
-        destination: destination.parse().expect("address"),
+        destination: destination.parse().ok(),
+        name: destination.parse::<std::net::IpAddr>().is_err().then(|| destination.to_owned()),
         port: Some(port),
         client: None,
         uid: None,
@@ -237,6 +238,15 @@ fn explanations_ask_the_kernel() {
         let told = daemon.explain(asked("fe80::1", 25)).await.expect("an explanation");
         assert_eq!((&told["egress"], &told["verdict"]), (&Value::Null, &json!("block")));
         assert!(told["unresolved"].is_string(), "{told}");
+        // What an answer told of the address; the flows of the stand-in have a name.
+        let told = daemon.explain(asked("203.0.113.9", 80)).await.expect("an explanation");
+        assert_eq!(told["name"], "www.example.com");
+        assert_eq!(told["resolvers"], json!(["upstream"]));
+        let told = daemon.explain(asked("WWW.example.com.", 80)).await.expect("an explanation");
+        assert_eq!((&told["name"], &told["egress"]), (&json!("www.example.com"), &Value::Null));
+        assert_eq!(told["destination"], "www.example.com:80");
+        let error = daemon.explain(asked("*.example.com", 80)).await.expect_err("no name");
+        assert!(matches!(error, Unexplained::NotAName(_)), "{error}");
         let mixed = Asked { source: "::1".parse().ok(), ..asked("127.0.0.1", 80) };
         let error = daemon.explain(mixed).await.expect_err("no such flow");
         assert!(matches!(error, Unexplained::NoSuchFlow(_)), "{error}");
@@ -245,6 +255,8 @@ fn explanations_ask_the_kernel() {
         daemon.reload().await.expect("a good policy");
         let error = daemon.explain(asked("fe80::1", 80)).await.expect_err("no source");
         assert!(matches!(error, Unexplained::Source(_)), "{error}");
+        let error = daemon.explain(asked("www.example.com", 80)).await.expect_err("no source");
+        assert!(matches!(error, Unexplained::NoAddress), "{error}");
     });
 }
 
@@ -293,7 +305,7 @@ fn what_another_policy_would_do() {
     let policy = |text: &str| {
         let sent = json!({ "sources": [{ "name": "b.policy", "text": text }] });
         let sent: crate::policy_sent::PolicySent = serde_json::from_value(sent).expect("sent");
-        sent.load().expect("a good policy")
+        sent.load(&engine::Resolvers::default()).expect("a good policy")
     };
     runtime().block_on(async {
         for (text, cuts) in [(OPEN, 0), (NO_80, 2), ("policy 1\ndefault drop\n", 4)] {

@@ -3,12 +3,13 @@
 //!
 //! A flow whose client address is this host's is the host's own, not forwarded; addresses come
 //! and go. So do devices, each of which needs its part of the host's changes. One thread watches
-//! both, and has the [`Host`] from the start's last change to the end's first.
+//! both, and has its part of the [`Host`] from the start's last change to the end's first.
 
 use std::fmt::Display;
 use std::io::{PipeReader, PipeWriter};
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -26,8 +27,8 @@ pub(super) fn addresses() -> anyhow::Result<Vec<IpAddr>> {
 
 /// The thread that follows the host.
 pub(super) struct Follower {
-    thread: JoinHandle<Option<Host>>,
-    host: SyncSender<Host>,
+    thread: JoinHandle<()>,
+    host: SyncSender<Arc<Mutex<Host>>>,
     stop: PipeWriter,
 }
 
@@ -52,16 +53,16 @@ impl Follower {
     }
 
     /// Hands the host over, all changes made.
-    pub(super) fn take(&self, host: Host) {
-        // Where the thread has ended by a fault, the journal stays for the end of this.
-        let _ = self.host.send(host);
+    pub(super) fn take(&self, host: &Arc<Mutex<Host>>) {
+        // Where the thread has ended by a fault, nobody follows, and it has been said.
+        let _ = self.host.send(Arc::clone(host));
     }
 
-    /// Stops following. `None`: the thread has ended by a fault, and what is to be undone is in
-    /// the journal alone.
-    pub(super) fn end(self) -> Option<Host> {
+    /// Stops following. Nothing is changed any more when this returns.
+    pub(super) fn end(self) {
         drop((self.stop, self.host));
-        self.thread.join().ok().flatten()
+        // Its fault is seen by the host's lock.
+        let _ = self.thread.join();
     }
 }
 
@@ -77,8 +78,8 @@ struct Following {
 }
 
 impl Following {
-    fn run(mut self, hosts: &Receiver<Host>, watch: &Watch, stopped: &PipeReader) -> Option<Host> {
-        let mut host = hosts.recv().ok()?;
+    fn run(mut self, hosts: &Receiver<Arc<Mutex<Host>>>, watch: &Watch, stopped: &PipeReader) {
+        let Ok(host) = hosts.recv() else { return };
         // First of all: what has changed since it was looked at, before there was a watch.
         let mut due = Changed { addresses: true, links: true };
         loop {
@@ -88,7 +89,9 @@ impl Following {
                 again = due.addresses.then_some(AGAIN);
             }
             if due.links {
+                let Ok(mut host) = host.lock() else { return };
                 let later = self.follow(&mut host);
+                drop(host);
                 due.links = later.is_some();
                 again = again.into_iter().chain(later).min();
             }
@@ -99,7 +102,7 @@ impl Following {
                     due.addresses |= changed.addresses;
                     due.links |= changed.links;
                 }
-                Ok(None) => return Some(host),
+                Ok(None) => return,
                 Err(errno) => {
                     self.cannot_see(&errno);
                     thread::sleep(AGAIN);

@@ -40,6 +40,7 @@ impl Engine {
                 self.leave_mapping(mapping);
             }
             State::Held(_) | State::Echo { .. } => self.outputs.push_back(Output::Close(id)),
+            State::Questions { .. } => {}
             State::Answered(_) => self.answered -= 1,
         }
     }
@@ -74,6 +75,7 @@ impl Output {
             | Self::Connect(id, ..)
             | Self::Bind(id, ..)
             | Self::OpenEcho(id, ..)
+            | Self::Serve(id)
             | Self::ShutdownFar(id)
             | Self::Close(id)
             | Self::Reset(id) => Some(*id),

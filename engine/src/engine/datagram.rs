@@ -61,6 +61,7 @@ impl Engine {
                 Outcome::Held
             }
             State::Held(_) => Outcome::Dropped(Dropped::HeldFull),
+            State::Questions { .. } => self.send(id, Way::Service(id), datagram, sink),
             State::Answered(_) => self.answered(id, now, sink),
             State::Stream(_) | State::Echo { .. } => Outcome::Dropped(Dropped::NoFlow),
         }
@@ -108,7 +109,9 @@ impl Engine {
             }
             State::Held(_) => Outcome::Dropped(Dropped::HeldFull),
             State::Answered(_) => self.answered(id, now, sink),
-            State::Stream(_) | State::Datagrams(_) => Outcome::Dropped(Dropped::NoFlow),
+            State::Stream(_) | State::Datagrams(_) | State::Questions { .. } => {
+                Outcome::Dropped(Dropped::NoFlow)
+            }
         }
     }
 
@@ -188,18 +191,17 @@ impl Engine {
         let (client, destination) = (flow.opening.facts.client(), flow.opening.facts.destination());
         let offload = self.config.offload;
         let step = segment.filter(|&s| s > 0 && usize::from(s) < payload.len());
-        // A service may answer over IPv6 a client that asked over IPv4, whose datagrams
-        // are shorter.
-        let counted = if client.is_ipv4() { ip_header(client.ip()) } else { 0 };
-        let fits = |length: usize| counted + UDP_HEADER + length <= LARGEST;
+        // What stands for a destination may answer over IPv6 a client that asked over IPv4,
+        // whose datagrams are shorter.
+        let fits = fits(client, payload.len());
         match step {
             // A device that takes no super-datagrams cuts nothing for us.
-            Some(step) if !self.config.udp_offload || !fits(payload.len()) => {
+            Some(step) if !self.config.udp_offload || !fits => {
                 for datagram in payload.chunks(usize::from(step)) {
                     write_udp(sink, destination, client, datagram, None, offload);
                 }
             }
-            step if fits(payload.len()) => {
+            step if fits => {
                 write_udp(sink, destination, client, payload, step, offload);
             }
             Some(_) | None => {
@@ -288,12 +290,7 @@ impl Engine {
         sink: &mut impl Sink,
     ) -> Outcome {
         match self.open(key, facts, first, now, sink) {
-            Ok(id) => {
-                if let Some(flow) = self.table.get_mut(id) {
-                    flow.packets_sent = 1;
-                }
-                Outcome::Held
-            }
+            Ok(()) => Outcome::Held,
             Err(cause) => Outcome::Dropped(cause),
         }
     }
@@ -306,7 +303,7 @@ impl Engine {
         }
     }
 
-    fn send(
+    pub(super) fn send(
         &mut self,
         id: FlowId,
         way: Way,
@@ -350,7 +347,11 @@ impl Engine {
             State::Held(Held { first: First::Echoes(saved), .. }) => {
                 saved.last().map_or(0, |last| last.sequence)
             }
-            State::Held(_) | State::Stream(_) | State::Datagrams(_) | State::Answered(_) => 0,
+            State::Held(_)
+            | State::Stream(_)
+            | State::Datagrams(_)
+            | State::Questions { .. }
+            | State::Answered(_) => 0,
         };
         let mut quote = [0; icmp::QUOTED];
         let length = if protocol == Protocol::Icmp {
@@ -387,6 +388,12 @@ impl Engine {
 /// The most that a length field says: of all of an IPv4 packet, of an IPv6 packet's payload.
 const LARGEST: usize = 65_535;
 
+/// Whether one packet for that client can hold so many bytes of a datagram.
+pub(super) fn fits(client: SocketAddr, length: usize) -> bool {
+    let counted = if client.is_ipv4() { ip_header(client.ip()) } else { 0 };
+    counted + UDP_HEADER + length <= LARGEST
+}
+
 fn save(datagram: &Datagram<'_>) -> SavedDatagram {
     SavedDatagram {
         payload: datagram.payload.into(),
@@ -403,7 +410,7 @@ fn save_echo(packet: &Packet<'_>, echo: &Echo<'_>) -> SavedEcho {
     }
 }
 
-fn write_udp(
+pub(super) fn write_udp(
     sink: &mut impl Sink,
     from: SocketAddr,
     to: SocketAddr,

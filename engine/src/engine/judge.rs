@@ -10,14 +10,14 @@ use crate::packet::icmp::{self, Answer, Cause};
 use crate::packet::{self, Checksum, Transport};
 use crate::policy::{Judgement, Need, Verdict};
 use crate::report::Stage;
-use crate::{Egress, Fact, Instant, Owner, Protocol, Reason, Sink};
+use crate::{Egress, Fact, Instant, Owner, Protocol, Reason, Sink, Via};
 
 /// A route that changes more often between verdict and connect is no ground for one.
 const ROUTE_CHANGES: u8 = 3;
 
 impl Engine {
     /// Asks for the next fact of a held flow.
-    pub(super) fn ask(&mut self, id: FlowId, now: Instant) {
+    pub(super) fn ask(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) {
         let wants_owner = self.config.reports || self.edition.policy.needs_owner();
         let Some(flow) = self.table.get_mut(id) else { return };
         let State::Held(held) = &mut flow.state else { return };
@@ -30,6 +30,8 @@ impl Engine {
                 flow.opening.facts.client(),
                 flow.opening.facts.destination(),
             ));
+        } else if flow.opening.facts.egress != Fact::Unasked {
+            return self.decide(id, now, sink);
         } else {
             held.waiting = Waiting::Source;
             self.outputs.push_back(Output::Source(
@@ -55,7 +57,7 @@ impl Engine {
         let Some(flow) = self.table.get_mut(id) else { return };
         flow.opening.facts.owner = owner.map_or(Fact::Unknown, Fact::Known);
         if flow.opening.facts.egress == Fact::Unasked {
-            self.ask(id, now);
+            self.ask(id, now, sink);
         } else {
             self.decide(id, now, sink);
         }
@@ -128,7 +130,7 @@ impl Engine {
         }
     }
 
-    /// Judges a held flow whose source is known and starts what follows.
+    /// Judges a held flow whose source is known, or that has none, and starts what follows.
     fn decide(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) {
         let decision = loop {
             let Some(flow) = self.table.get_mut(id) else { return };
@@ -159,14 +161,17 @@ impl Engine {
             }
         };
         match decision.verdict {
-            Verdict::Allow => self.allow(id),
+            Verdict::Allow => self.allow(id, now, sink),
             Verdict::Block => self.refuse(id, Cause::Blocked, Reason::Policy, now, sink),
             Verdict::Drop => self.drop_silently(id, Reason::Policy, now),
         }
     }
 
-    fn allow(&mut self, id: FlowId) {
+    fn allow(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) {
         let Some(flow) = self.table.get_mut(id) else { return };
+        if flow.opening.via == Via::Dns {
+            return self.serve(id, now, sink);
+        }
         let (far, protocol) = (flow.opening.far, flow.opening.facts.protocol);
         let bound = flow.opening.bound();
         let Some(&egress) = flow.opening.facts.egress.known() else { return };

@@ -4,13 +4,27 @@ use crate::engine::{Engine, Output};
 use crate::flow::table::Which;
 use crate::flow::tcp::Stream;
 use crate::flow::{FlowId, State, Waiting};
-use crate::{Dropped, Instant, Reason, Sink};
+use crate::{Dropped, Instant, Protocol, Reason, Sink, Via};
 
 impl Engine {
     /// Makes room for one more flow. Flows that are not open give way among themselves
     /// first, so that a flood of SYNs to nobody costs no open connection its place.
-    pub(super) fn make_room(&mut self, now: Instant, sink: &mut impl Sink) -> Result<(), Dropped> {
-        if self.table.half_open() >= self.config.half_open {
+    /// What asks the service by datagrams gives way among itself as well, the answered ones
+    /// first: a program that asks from a new port each time ends nobody else's flow.
+    pub(super) fn make_room(
+        &mut self,
+        protocol: Protocol,
+        via: Via,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) -> Result<(), Dropped> {
+        let asking = self.table.count(Which::Asking) + self.table.count(Which::Served);
+        if via == Via::Dns && protocol == Protocol::Udp && asking >= self.config.half_open {
+            let lists = [Which::Served, Which::Asking];
+            let oldest = lists.into_iter().find_map(|list| self.table.oldest(list));
+            self.evict(oldest.ok_or(Dropped::Limit)?, Reason::Limit, now, sink);
+        }
+        if self.table.count(Which::HalfOpen) >= self.config.half_open {
             let oldest = self.table.oldest(Which::HalfOpen).ok_or(Dropped::Limit)?;
             self.evict(oldest, Reason::Limit, now, sink);
         }
@@ -19,10 +33,10 @@ impl Engine {
             if self.table.len() < self.config.flows {
                 break;
             }
-            let lists = if self.table.half_open() > self.config.flows / 4 {
-                [Which::HalfOpen, Which::Open]
+            let lists = if self.table.count(Which::HalfOpen) > self.config.flows / 4 {
+                [Which::HalfOpen, Which::Served, Which::Open, Which::Asking]
             } else {
-                [Which::Open, Which::HalfOpen]
+                [Which::Served, Which::Open, Which::HalfOpen, Which::Asking]
             };
             let oldest = lists.into_iter().find_map(|list| self.table.oldest(list));
             self.evict(oldest.ok_or(Dropped::Limit)?, Reason::Limit, now, sink);
@@ -52,7 +66,8 @@ impl Engine {
                 self.outputs.push_back(Output::Close(id));
             }
             State::Echo { .. } => self.outputs.push_back(Output::Close(id)),
-            State::Held(_) | State::Datagrams(_) | State::Answered(_) => {}
+            State::Held(_) | State::Datagrams(_) | State::Questions { .. } | State::Answered(_) => {
+            }
         }
         self.finish(id, reason, now);
     }

@@ -10,6 +10,7 @@
 //! | held for the far side's answer | goes on | its socket goes; refused in the way of a first verdict |
 //! | open TCP | goes on | RST to both sides |
 //! | open UDP, echo | goes on | its socket goes; ICMP, or nothing where the verdict is `drop` |
+//! | asks the service | goes on | the same; answers that are owed are dropped |
 //! | answered by a verdict | forgotten: the next packet, or the app's next SYN, is judged | |
 //! | answered for a failure | stays: no verdict is behind it | |
 //!
@@ -121,7 +122,10 @@ impl Engine {
         let connecting = match &flow.state {
             State::Held(Held { waiting: Waiting::Owner | Waiting::Source, .. }) => return None,
             State::Held(Held { waiting: Waiting::Egress(_), .. }) => true,
-            State::Stream(_) | State::Datagrams(_) | State::Echo { .. } => false,
+            State::Stream(_)
+            | State::Datagrams(_)
+            | State::Echo { .. }
+            | State::Questions { .. } => false,
             State::Answered(answered) => {
                 // A SYN is remembered without an answer for a verdict alone.
                 let dropped = answered.answer == Answer::Silence && answered.syn.is_some();

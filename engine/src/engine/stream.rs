@@ -7,7 +7,7 @@ use crate::flow::{First, FlowId, Held, Key, Rings, State, Waiting};
 use crate::packet::{Packet, TCP, Tcp};
 use crate::report::Stage;
 use crate::stack::{Phase, Syn};
-use crate::{Dropped, Failure, Instant, Outcome, Protocol, Reason, Sink};
+use crate::{Dropped, Failure, Instant, Outcome, Protocol, Reason, Sink, Via};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -70,7 +70,10 @@ impl Engine {
                         Outcome::Dropped(Dropped::Policy)
                     };
                 }
-                State::Answered(_) | State::Datagrams(_) | State::Echo { .. } => {}
+                State::Answered(_)
+                | State::Datagrams(_)
+                | State::Echo { .. }
+                | State::Questions { .. } => {}
             }
         }
         if tcp.rst() {
@@ -88,12 +91,7 @@ impl Engine {
         }
         let facts = self.facts(Protocol::Tcp, client, destination);
         match self.open(key, facts, First::Syn(packet.bytes.into(), tcp.mss()), now, sink) {
-            Ok(id) => {
-                if let Some(flow) = self.table.get_mut(id) {
-                    flow.packets_sent = 1;
-                }
-                Outcome::Held
-            }
+            Ok(()) => Outcome::Held,
             Err(cause) => Outcome::Dropped(cause),
         }
     }
@@ -122,8 +120,9 @@ impl Engine {
             mss: *mss,
         };
         let endpoint = self.stack.accept(&syn, rings.to_far, rings.to_app, now, sink);
-        flow.state = State::Stream(Stream::new(endpoint, rings.id));
-        flow.opening.egress_port = Some(port);
+        let served = flow.opening.via == Via::Dns;
+        flow.state = State::Stream(Stream::new(endpoint, rings.id, served));
+        flow.opening.egress_port = (port != 0).then_some(port);
         self.table.touch(id, now);
         self.tell(id, Stage::Open, None, now);
         self.mark_dirty(id);
@@ -229,7 +228,11 @@ impl Engine {
                     && !matches!(stream.far, Far::Failed(..))
                     && (stream.endpoint.unread() > 0 || now.since(flow.active) < quiet)
             }
-            State::Held(_) | State::Datagrams(_) | State::Echo { .. } | State::Answered(_) => false,
+            State::Held(_)
+            | State::Datagrams(_)
+            | State::Echo { .. }
+            | State::Questions { .. }
+            | State::Answered(_) => false,
         })
     }
 

@@ -6,8 +6,10 @@ mod cost;
 mod limits;
 mod live;
 mod model;
+mod named;
 mod panics;
 mod reload;
+mod service;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -594,7 +596,7 @@ fn loopback_is_no_destination_but_for_what_stands_for_it() {
     let to = |destination: &str| {
         let mut bench = Bench::new(Config {
             services: Services {
-                nameserver: Some(address("192.0.2.53:53")),
+                resolver: None,
                 loopback: vec![(IpAddr::from([10, 0, 0, 7]), IpAddr::from([127, 0, 0, 1]))],
             },
             ..config()
@@ -612,13 +614,12 @@ fn loopback_is_no_destination_but_for_what_stands_for_it() {
         bench.packet(&packet);
         bench.wire.to_far.first().map(|(way, _)| match way {
             Way::Mapping(_, far) => far.to_string(),
-            Way::Echo(..) => String::new(),
+            Way::Echo(..) | Way::Service(_) => String::new(),
         })
     };
     for (destination, far) in [
         ("127.0.0.1:80", None),
-        ("127.0.0.53:53", Some("192.0.2.53:53")),
-        ("8.8.8.8:53", Some("192.0.2.53:53")),
+        ("8.8.8.8:53", Some("8.8.8.8:53")),
         ("10.0.0.7:80", Some("127.0.0.1:80")),
         ("10.0.0.8:80", Some("10.0.0.8:80")),
     ] {

@@ -104,13 +104,16 @@ impl Engine {
         let Some(flow) = self.table.get(id) else { return };
         match &flow.state {
             State::Held(Held { first: First::Syn(syn, _), .. }) if !silent => reset_syn(syn, sink),
-            State::Held(_) | State::Datagrams(_) | State::Echo { .. } if !silent => {
+            State::Held(_) | State::Datagrams(_) | State::Echo { .. } | State::Questions { .. }
+                if !silent =>
+            {
                 self.tell_error(id, Cause::Blocked, sink);
             }
             State::Held(_)
             | State::Stream(_)
             | State::Datagrams(_)
             | State::Echo { .. }
+            | State::Questions { .. }
             | State::Answered(_) => {}
         }
         self.evict(id, reason, now, sink);
@@ -124,7 +127,9 @@ pub(super) fn stage(flow: &Flow) -> Option<Stage> {
             Waiting::Owner | Waiting::Source => Stage::Held,
             Waiting::Egress(_) => Stage::Connecting,
         }),
-        State::Stream(_) | State::Datagrams(_) | State::Echo { .. } => Some(Stage::Open),
+        State::Stream(_) | State::Datagrams(_) | State::Echo { .. } | State::Questions { .. } => {
+            Some(Stage::Open)
+        }
         State::Answered(_) => None,
     }
 }

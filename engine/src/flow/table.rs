@@ -1,8 +1,9 @@
 //! Flows by handle and by key, and which of them was idle longest.
 //!
-//! Two lists order the flows: those that are not open yet, and the open ones. A flow
-//! moves to the young end of its list when it was last moved more than a second ago, so
-//! that ordering costs nothing per packet.
+//! Lists order the flows: those that are not open yet, the open ones, and apart from these
+//! what asks the service by datagrams, of which each question may be a new flow. A flow moves
+//! to the young end of its list when it was last moved more than a second ago, so that
+//! ordering costs nothing per packet.
 
 use std::hash::BuildHasher;
 use std::time::Duration;
@@ -24,7 +25,7 @@ pub(crate) struct Table {
     index: HashTable<u32>,
     hasher: FixedState,
     next_serial: u32,
-    lists: [List; 2],
+    lists: [List; LISTS],
 }
 
 #[derive(Debug)]
@@ -43,7 +44,13 @@ pub(crate) enum Which {
     HalfOpen,
     /// Bytes move.
     Open,
+    /// Datagrams to the service, of which some answer is owed.
+    Asking,
+    /// The same, all answered.
+    Served,
 }
+
+const LISTS: usize = 4;
 
 #[derive(Debug, Clone, Copy)]
 struct List {
@@ -60,7 +67,7 @@ impl Table {
             index: HashTable::new(),
             hasher: FixedState::with_seed(seed),
             next_serial: 1,
-            lists: [empty; 2],
+            lists: [empty; LISTS],
         }
     }
 
@@ -68,8 +75,9 @@ impl Table {
         self.slots.len()
     }
 
-    pub(crate) fn half_open(&self) -> usize {
-        self.lists[Which::HalfOpen as usize].length
+    /// How many flows are in that list.
+    pub(crate) fn count(&self, list: Which) -> usize {
+        self.lists[list as usize].length
     }
 
     pub(crate) fn find(&self, key: &Key) -> Option<FlowId> {
@@ -127,6 +135,8 @@ impl Table {
         let list = match slot.flow.state {
             State::Held(_) | State::Answered(_) => Which::HalfOpen,
             State::Stream(_) | State::Datagrams(_) | State::Echo { .. } => Which::Open,
+            State::Questions { awaited: 0 } => Which::Served,
+            State::Questions { .. } => Which::Asking,
         };
         if slot.list == list && now.since(slot.touched) < TOUCH {
             return;

@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use crate::flow::{RingId, TCP_HALF_IDLE, TCP_IDLE};
+use crate::flow::{RingId, SERVED_IDLE, TCP_HALF_IDLE, TCP_IDLE};
 use crate::stack::{Endpoint, LINGER, Phase};
 use crate::{Failure, Instant, Reason};
 
@@ -17,6 +17,8 @@ pub(crate) struct Stream {
     pub(crate) endpoint: Endpoint,
     pub(crate) rings: RingId,
     pub(crate) far: Far,
+    /// The far side is the service.
+    served: bool,
     /// The app's FIN was seen.
     pub(crate) app_ended: bool,
     /// The app's FIN was passed on.
@@ -59,11 +61,12 @@ pub(crate) enum Step {
 }
 
 impl Stream {
-    pub(crate) fn new(endpoint: Endpoint, rings: RingId) -> Self {
+    pub(crate) fn new(endpoint: Endpoint, rings: RingId, served: bool) -> Self {
         Self {
             endpoint,
             rings,
             far: Far::Open,
+            served,
             app_ended: false,
             app_done: false,
             closed: false,
@@ -147,9 +150,22 @@ impl Stream {
         self.moved > PAGE && self.endpoint.unread() == 0 && self.endpoint.unacknowledged() == 0
     }
 
+    /// Ends the service's half of an idle connection; whether that was still to do. A
+    /// connection to anybody else is not ours to end in order.
+    pub(crate) fn end_idle(&mut self) -> bool {
+        let ends = self.served && self.far == Far::Open;
+        if ends {
+            self.far = Far::Ended;
+            self.ended_by.get_or_insert(Reason::Idle);
+        }
+        ends
+    }
+
     /// How long the connection may be silent.
     pub(crate) fn idle(&self) -> Duration {
         match self.far {
+            Far::Open if self.served => SERVED_IDLE,
+            Far::Ended if self.served => LINGER,
             Far::Open => TCP_IDLE,
             Far::Ended => TCP_HALF_IDLE,
             Far::Failed(..) => LINGER,

@@ -5,6 +5,7 @@
 //! is refused at its place and never ignored.
 
 mod lower;
+mod resolving;
 mod units;
 
 use std::ops::Range;
@@ -14,15 +15,19 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use super::diagnostic::{Findings, Site, SourceId, Sources, Span, code, nearest, quoted};
+use super::domains::{Domains, NameHasher};
 use super::index::{DIMENSIONS, Index, Mask, Row};
 use super::parse::{self, File};
+use super::resolve::Resolutions;
 use super::rule::{Action, Name, Set, SetBody, SetItem, Spanned, Statement};
 use super::set::{self, Members, ResolvedSet};
 use super::{Environment, Policy, Source, Summary, Verdict, expect, shadow};
-use crate::Protocol;
+use crate::{Protocol, Resolvers};
 
 /// The only way out of this version.
 pub(super) const DIRECT: &str = "direct";
+
+pub(super) use resolving::Resolving;
 
 use units::{Names, Units};
 
@@ -90,6 +95,9 @@ pub(super) fn load(
         environment,
         findings,
         sources,
+        hasher: NameHasher::new(environment.secret()),
+        resolvers: environment.resolvers(),
+        resolves: Vec::new(),
         sets: Vec::new(),
         set_names: Map::default(),
         all_sets_known: complete && !files.iter().any(|file| file.nameless_set),
@@ -105,24 +113,28 @@ pub(super) fn load(
     for (source, file) in (0..).map(SourceId).zip(&files) {
         compiler.lower_file(source, file, &mut rules, &mut routes);
     }
-    let Compiler { names, sets, set_names, .. } = compiler;
+    let Compiler { names, sets, set_names, hasher, resolvers, resolves, .. } = compiler;
     let expects = expect::read(&files, environment, findings);
     // What half a policy decides, shadows and leaves unused says nothing.
     if findings.has_errors() {
         return None;
     }
     warn_of_unused(&set_names, &sets, findings);
-    let rules = finish(rules, &names, "rule", findings)?;
-    let routes = finish(routes, &names, "route", findings)?;
+    let rules = finish(rules, &names, &hasher, "rule", findings)?;
+    let routes = finish(routes, &names, &hasher, "route", findings)?;
+    let resolutions = Resolutions::build(resolves, &hasher, findings);
     let mut policy = Policy {
         rules,
         routes,
+        resolutions,
+        resolvers,
         default: default?,
         sources: Vec::new(),
         summary: Summary { files: given.len(), sets: sets.len(), ..Summary::default() },
     };
     policy.summary.rules = policy.rules.rules.len();
     policy.summary.routes = policy.routes.rules.len();
+    policy.summary.resolves = policy.resolutions.len();
     policy.summary.expects = expects.len();
     expect::run(&policy, &expects, findings);
     Some(policy)
@@ -167,6 +179,9 @@ struct Compiler<'c> {
     environment: &'c dyn Environment,
     findings: &'c mut Findings,
     sources: &'c mut Sources,
+    hasher: NameHasher,
+    resolvers: Resolvers,
+    resolves: Vec<Resolving>,
     sets: Vec<ResolvedSet>,
     set_names: Map<Name, u32>,
     /// `false` where a set may have been missed for another fault.
@@ -227,37 +242,30 @@ impl Compiler<'_> {
                 .help("a name stands for one set over all files");
             return;
         }
-        let mut resolved = ResolvedSet {
-            site,
-            members: Rc::default(),
-            domains: 0,
-            first_domain: None,
-            used: false,
-        };
-        match &set.body {
+        let members = match &set.body {
             SetBody::Items(items) => {
                 let mut members = Members::default();
+                let mut domains = Domains::default();
                 for item in items {
                     match &item.value {
                         SetItem::Prefix(prefix) => members.add_prefix(*prefix),
-                        SetItem::Domain(_) => {
-                            resolved.domains += 1;
-                            let site = Site { source, span: item.span };
-                            resolved.first_domain.get_or_insert(site);
+                        SetItem::Domain(domain) => {
+                            domains.push(domain.below, &domain.name, &self.hasher);
                         }
                     }
                 }
                 members.normalise();
-                resolved.members = Rc::new(members);
+                members.put_domains(domains);
+                members
             }
-            SetBody::File(path) => self.read_set_file(source, path, &mut resolved),
-        }
+            SetBody::File(path) => self.read_set_file(source, path),
+        };
         let number = u32::try_from(self.sets.len()).unwrap_or(u32::MAX);
         self.set_names.insert(set.name.value.clone(), number);
-        self.sets.push(resolved);
+        self.sets.push(ResolvedSet { site, members: Rc::new(members), used: false });
     }
 
-    fn read_set_file(&mut self, source: SourceId, path: &Spanned<Name>, set: &mut ResolvedSet) {
+    fn read_set_file(&mut self, source: SourceId, path: &Spanned<Name>) -> Members {
         let site = Site { source, span: path.span };
         let text = match self.environment.read(self.sources.name(source), &path.value) {
             Ok(text) => text,
@@ -266,18 +274,15 @@ impl Compiler<'_> {
                 self.findings
                     .error(code::SET_FILE, site, message)
                     .help("the path is below the directory of this policy file");
-                return;
+                return Members::default();
             }
         };
         if u32::try_from(text.len()).is_err() {
             self.findings.error(code::TOO_LARGE, site, "a set's file has at most 4 GiB");
-            return;
+            return Members::default();
         }
         let id = self.sources.add(&path.value, text.into());
-        let items = set::read_list(self.sources.text(id), id, self.findings);
-        set.members = Rc::new(items.members);
-        set.domains = items.domains;
-        set.first_domain = items.first_domain.map(|span| Site { source: id, span });
+        set::read_list(self.sources.text(id), id, &self.hasher, self.findings)
     }
 
     // Statements.
@@ -340,10 +345,7 @@ impl Compiler<'_> {
                     let clauses = &file.clauses[route.clauses.clone()];
                     self.lower(source, route.line, Verdict::Allow, clauses, routes);
                 }
-                Statement::Resolve(resolve) => {
-                    let site = Site { source, span: resolve.word.span };
-                    self.not_yet(site, "`resolve`", "names are resolved by the host as before");
-                }
+                Statement::Resolve(resolve) => self.resolve(source, resolve),
                 Statement::Set(_) | Statement::Default(_) | Statement::Expect(_) => {}
             }
         }
@@ -374,10 +376,17 @@ pub(super) fn not_yet(findings: &mut Findings, site: Site, what: &str, help: &st
         .help(help);
 }
 
-fn finish(lowered: Lowered, names: &Names, what: &str, findings: &mut Findings) -> Option<Ruleset> {
+fn finish(
+    lowered: Lowered,
+    names: &Names,
+    hasher: &NameHasher,
+    what: &str,
+    findings: &mut Findings,
+) -> Option<Ruleset> {
     let Lowered { rules, clauses, names: rule_names, rows, units } = lowered;
     let units = units.map(|units| units.list);
-    let index = Index::build(&rows, &units, names.devices.clone(), names.cgroups.clone());
+    let (devices, cgroups) = (names.devices.clone(), names.cgroups.clone());
+    let index = Index::build(&rows, &units, hasher, devices, cgroups);
     let Ok((index, samples)) = index else {
         let start = Site { source: SourceId(0), span: Span::default() };
         let site = rules.first().map_or(start, |rule| rule.site);
@@ -387,6 +396,7 @@ fn finish(lowered: Lowered, names: &Names, what: &str, findings: &mut Findings) 
         return None;
     };
     let ruleset = Ruleset { index, rules, clauses, names: rule_names };
-    shadow::warn(&ruleset, &rows, &units, &samples, what, findings);
+    let lists = shadow::Lists { rows: &rows, units: &units, samples: &samples, hasher };
+    shadow::warn(&ruleset, lists, what, findings);
     Some(ruleset)
 }

@@ -37,6 +37,7 @@ pub mod code {
     pub const NOT_ANY: &str = "not-any";
     pub const NOT_IN_THIS_VERSION: &str = "not-in-this-version";
     pub const NOT_TEXT: &str = "not-text";
+    pub const PLAIN_DOMAIN: &str = "plain-domain";
     pub const REPEATED: &str = "repeated";
     pub const RESERVED_WORD: &str = "reserved-word";
     pub const SET_FILE: &str = "set-file";
@@ -46,6 +47,7 @@ pub mod code {
     pub const TRAILING_COMMA: &str = "trailing-comma";
     pub const UNEXPECTED: &str = "unexpected";
     pub const UNKNOWN_CLAUSE: &str = "unknown-clause";
+    pub const UNKNOWN_RESOLVER: &str = "unknown-resolver";
     pub const UNKNOWN_SET: &str = "unknown-set";
     pub const UNKNOWN_STATEMENT: &str = "unknown-statement";
     pub const UNKNOWN_USER: &str = "unknown-user";

@@ -1,11 +1,15 @@
 //! The tests that stand in a policy.
 
+use std::net::IpAddr;
+use std::sync::Arc;
+
 use super::compile::{not_yet, unknown_user, way_out};
 use super::diagnostic::{Finding, Findings, Site, SourceId, code, quoted};
 use super::hypothesis::SourceClasses;
 use super::parse::File;
 use super::rule::{Expect, ExpectDestination, Statement, UserItem};
 use super::{Decision, Environment, Hypothesis, HypothesisError, Policy, RuleId, Verdict};
+use crate::ResolverSet;
 
 /// A test that can be run.
 #[derive(Debug)]
@@ -55,13 +59,9 @@ fn hypothesis(
 ) -> Option<Hypothesis> {
     let site = |span| Site { source, span };
     let mut sound = true;
-    let destination = match &expect.destination.value {
-        ExpectDestination::Address(address) => Some(*address),
-        ExpectDestination::Domain(_) => {
-            let place = site(expect.destination.span);
-            not_yet(findings, place, "a domain as destination", "write an address");
-            None
-        }
+    let (destination, name): (Option<IpAddr>, Option<Arc<str>>) = match &expect.destination.value {
+        ExpectDestination::Address(address) => (Some(*address), None),
+        ExpectDestination::Name(name) => (None, Some((**name).into())),
     };
     if let Some(app) = &expect.app {
         not_yet(findings, site(app.span), "`app`", "`user` tells owners apart");
@@ -84,10 +84,15 @@ fn hypothesis(
             }
         }
     }
+    if !sound {
+        return None;
+    }
     let flow = Hypothesis {
         protocol: expect.protocol,
         source: expect.source.value,
-        destination: destination.filter(|_| sound)?,
+        destination,
+        name,
+        resolvers: ResolverSet::EMPTY,
         port: expect.port.map(|port| port.value),
         client: expect.client.map(|client| client.value),
         uid,
@@ -108,7 +113,7 @@ fn hypothesis(
 
 impl Test {
     fn run(&self, policy: &Policy, classes: &SourceClasses, findings: &mut Findings) {
-        let Self { expected, site, .. } = *self;
+        let (expected, site) = (self.expected, self.site);
         match policy.suppose_with(&self.flow, classes) {
             Ok((decision, _)) if decision.verdict == expected => {}
             Ok((decision, _)) => {

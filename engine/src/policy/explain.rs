@@ -3,7 +3,7 @@
 //! The verdict comes from the same lookup that judges live flows. Only then are the
 //! rules before it walked, one clause at a time, to say what kept each from matching.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::compile::{ClauseEntry, DIRECT, RuleEntry, Ruleset, Test};
 use super::hypothesis::SourceClasses;
@@ -101,8 +101,10 @@ pub struct AppError {
 }
 
 impl AppError {
-    /// What a verdict looks like to the app; `None` where the flow is allowed.
-    pub fn of(verdict: Verdict, protocol: Protocol, destination: IpAddr) -> Option<Self> {
+    /// What a verdict looks like to the app; `None` where the flow is allowed. Without a
+    /// destination it is that of an IPv4 host.
+    pub fn of(verdict: Verdict, protocol: Protocol, destination: Option<IpAddr>) -> Option<Self> {
+        let destination = destination.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         // RFC 1122 3.2.2: an ICMP error never answers a broadcast or a multicast.
         let unanswered = match destination {
             IpAddr::V4(v4) => v4.is_multicast() || v4.is_broadcast(),
@@ -146,7 +148,7 @@ impl Policy {
         let matched = Some(rule.0).filter(|rule| (*rule as usize) < self.rules.rules.len());
         let rules = self.walk(&self.rules, &answers, last(&self.rules, matched));
         debug_assert!(agrees(&rules, matched), "the walk found another rule than the index");
-        let answers = self.routes.index.answers(&flow.question());
+        let answers = self.routes.index.answers(&flow.question(flow.versions()[0]));
         let matched = self.routes.index.lowest(&answers).map(|lowest| lowest.rule);
         let routes = self.walk(&self.routes, &answers, last(&self.routes, matched));
         debug_assert!(agrees(&routes, matched), "the walk found another route than the index");
@@ -232,15 +234,26 @@ fn outcome(
         Test::Lists { dimensions, not } => (dimensions, not),
     };
     let asked = Dimension::ALL.into_iter().filter(|d| d.mask() & dimensions != 0);
-    let mut found = asked.flat_map(|dimension| {
-        places.iter().filter_map(move |(_, at)| ruleset.index.holds(*at, dimension, answers))
+    let unknown = answers.unknown(dimensions);
+    let mut lists = asked.flat_map(|dimension| {
+        let held =
+            places.iter().filter_map(move |(_, at)| ruleset.index.holds(*at, dimension, answers));
+        held.map(move |holds| (dimension, holds))
     });
-    if if not { found.all(|holds| holds) } else { found.any(|holds| holds) } {
-        Outcome::Holds
-    } else if answers.unknown(dimensions) {
-        Outcome::Unknown
+    // What is known may settle it alone: by standing in a plain list, or in a negated one.
+    if not {
+        let fails = lists.any(|(dimension, holds)| !holds && !answers.unknown(dimension.mask()));
+        match (fails, unknown) {
+            (true, _) => Outcome::Fails,
+            (false, true) => Outcome::Unknown,
+            (false, false) => Outcome::Holds,
+        }
     } else {
-        Outcome::Fails
+        match (lists.any(|(_, holds)| holds), unknown) {
+            (true, _) => Outcome::Holds,
+            (false, true) => Outcome::Unknown,
+            (false, false) => Outcome::Fails,
+        }
     }
 }
 
@@ -263,7 +276,9 @@ mod tests {
         let flow = Hypothesis {
             protocol: Protocol::Tcp,
             source: AssumedSource::Address(source.parse().expect("address")),
-            destination: destination.parse().expect("address"),
+            destination: Some(destination.parse().expect("address")),
+            name: None,
+            resolvers: crate::ResolverSet::EMPTY,
             port,
             client: None,
             uid: None,
@@ -340,7 +355,7 @@ mod tests {
             (Verdict::Drop, Protocol::Tcp, "192.0.2.1", Some("ETIMEDOUT")),
             (Verdict::Drop, Protocol::Udp, "192.0.2.1", None),
         ] {
-            let address = destination.parse().expect("address");
+            let address = Some(destination.parse().expect("address"));
             let error = AppError::of(verdict, protocol, address);
             assert_eq!(error.and_then(|e| e.errno), errno, "{verdict} {protocol} {destination}");
             assert_eq!(error.is_none(), verdict == Verdict::Allow);

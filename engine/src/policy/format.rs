@@ -119,6 +119,11 @@ mod tests {
                 "policy 1\nroute to any via wg0 ,direct",
                 "policy 1\nroute to any via wg0, direct\n",
             ),
+            (
+                "resolvers",
+                "policy 1\nresolve *,A.Example.  *.b.example,@c using corp  else upstream private",
+                "policy 1\nresolve * a.example *.b.example @c using corp else upstream private\n",
+            ),
             ("equals", "policy 1\nset a=10.0.0.0/8", "policy 1\nset a = 10.0.0.0/8\n"),
             (
                 "addresses and domains",

@@ -2,14 +2,16 @@
 //!
 //! No kernel and no network is asked: what is not given is unknown, and the source
 //! may be left open. An open source is decided exactly: the verdict is asked for every
-//! address that the policy tells apart.
+//! address that the policy tells apart. A destination may be a name alone: then its
+//! address is unknown, and so is the IP version, of which both must give the same.
 
 use std::cell::OnceCell;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use super::index::{Answers, Index, Question};
 use super::{Decision, Policy};
-use crate::{Egress, Fact, Protocol};
+use crate::{Egress, Fact, Protocol, ResolverSet};
 
 /// The resolved source of a made-up flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,18 +20,25 @@ pub enum AssumedSource {
     Any,
     /// This address.
     Address(IpAddr),
+    /// Nothing leaves: there is no egress, and no source but a client.
+    Nothing,
 }
 
 /// A made-up flow. It is this host's own unless a client is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hypothesis {
     /// The transport.
     pub protocol: Protocol,
     /// Who the flow belongs to: a local flow's egress address, a forwarded flow's
     /// client.
     pub source: AssumedSource,
-    /// Where it goes.
-    pub destination: IpAddr,
+    /// Where it goes; `None`: only the name is known.
+    pub destination: Option<IpAddr>,
+    /// The name that the app asked for the destination with: lower-case A-labels without the
+    /// last dot.
+    pub name: Option<Arc<str>>,
+    /// The resolvers that the destination was learned from, where there is a name.
+    pub resolvers: ResolverSet,
     /// The destination's port; without one, no clause about ports holds.
     pub port: Option<u16>,
     /// The client, which makes it a forwarded flow.
@@ -70,13 +79,15 @@ impl Hypothesis {
     /// What contradicts what.
     pub fn check(&self) -> Result<(), HypothesisError> {
         let source = match self.source {
-            AssumedSource::Any => None,
+            AssumedSource::Any | AssumedSource::Nothing => None,
             AssumedSource::Address(address) => Some(address),
         };
-        for address in source.into_iter().chain(self.client) {
-            if address.is_ipv4() != self.destination.is_ipv4() {
-                return Err(HypothesisError::Families(address, self.destination));
-            }
+        let addresses = [source, self.client, self.destination];
+        let mut addresses = addresses.into_iter().flatten();
+        if let Some(first) = addresses.next()
+            && let Some(other) = addresses.find(|other| other.is_ipv4() != first.is_ipv4())
+        {
+            return Err(HypothesisError::Families(first, other));
         }
         if let (Some(source), Some(client)) = (source, self.client)
             && source != client
@@ -89,10 +100,26 @@ impl Hypothesis {
         Ok(())
     }
 
-    pub(super) fn question(&self) -> Question<'static> {
+    /// The IP versions that it may be of: whether each is 6.
+    pub(super) fn versions(&self) -> &'static [bool] {
+        let source = match self.source {
+            AssumedSource::Any => self.egress.map(|egress| egress.address),
+            AssumedSource::Address(address) => Some(address),
+            AssumedSource::Nothing => None,
+        };
+        match self.destination.or(self.client).or(source) {
+            Some(IpAddr::V4(_)) => &[false],
+            Some(IpAddr::V6(_)) => &[true],
+            None => &[false, true],
+        }
+    }
+
+    pub(super) fn question(&self, v6: bool) -> Question<'_> {
         let given = |address: Option<IpAddr>| address.map_or(Fact::Unknown, Fact::Known);
         let asked = given(self.egress.map(|egress| egress.address));
         let (source, egress_address) = match (self.client, self.source, asked) {
+            (None, AssumedSource::Nothing, _) => (Fact::Unknown, Fact::Unknown),
+            (Some(client), AssumedSource::Nothing, _) => (Fact::Known(client), Fact::Unknown),
             (Some(client), _, asked) => (Fact::Known(client), asked),
             (None, AssumedSource::Address(source), _) => (Fact::Known(source), Fact::Known(source)),
             (None, AssumedSource::Any, Fact::Known(asked)) => {
@@ -108,7 +135,13 @@ impl Hypothesis {
             source,
             egress_address,
             egress_device: self.egress.map_or(Fact::Unknown, |egress| Fact::Known(egress.device)),
-            destination: self.destination,
+            destination: given(self.destination),
+            v6,
+            name: self.name.as_deref().map_or(Fact::Unknown, Fact::Known),
+            resolvers: match &self.name {
+                Some(_) if !self.resolvers.is_empty() => Fact::Known(self.resolvers),
+                Some(_) | None => Fact::Unknown,
+            },
             port: self.port.map_or(Fact::Unknown, Fact::Known),
             uid: self.uid.map_or(Fact::Unknown, Fact::Known),
             cgroup: Fact::Unknown,
@@ -145,26 +178,48 @@ impl Policy {
         flow: &Hypothesis,
         classes: &SourceClasses,
     ) -> Result<(Decision, Answers), Dependence> {
+        let mut first: Option<(IpAddr, Decision, Answers)> = None;
+        for v6 in flow.versions() {
+            self.suppose_version(flow, *v6, classes, &mut first)?;
+        }
+        // There is a version, and each gives a decision.
+        Ok(first.map_or_else(
+            || (self.decision(None), self.rules.index.answers(&flow.question(false))),
+            |(_, decision, answers)| (decision, answers),
+        ))
+    }
+
+    /// What is decided for a flow of one IP version; `first` is the first decision of all.
+    fn suppose_version(
+        &self,
+        flow: &Hypothesis,
+        v6: bool,
+        classes: &SourceClasses,
+        first: &mut Option<(IpAddr, Decision, Answers)>,
+    ) -> Result<(), Dependence> {
         let index = &self.rules.index;
-        let answers = index.answers(&flow.question());
+        let answers = index.answers(&flow.question(v6));
         let decide =
             |answers: &Answers| self.decision(index.lowest(answers).map(|lowest| lowest.rule));
-        let lowest = index.lowest(&answers);
-        if lowest.is_none_or(|lowest| lowest.waits_for == 0) {
-            return Ok((decide(&answers), answers));
-        }
-        let mut first: Option<(IpAddr, Decision, Answers)> = None;
-        for (address, classes) in classes.of(index, flow.destination.is_ipv6()) {
-            let answers = Index::with_source(&answers, *classes);
+        let mut same = |address: IpAddr, answers: Answers| {
             let decision = decide(&answers);
-            match &first {
-                None => first = Some((*address, decision, answers)),
+            match &*first {
+                None => *first = Some((address, decision, answers)),
                 Some((other, before, _)) if before.verdict != decision.verdict => {
-                    return Err(Dependence { one: (*other, *before), other: (*address, decision) });
+                    return Err(Dependence { one: (*other, *before), other: (address, decision) });
                 }
                 Some(_) => {}
             }
+            Ok(())
+        };
+        if index.lowest(&answers).is_none_or(|lowest| lowest.waits_for == 0) {
+            let any: IpAddr =
+                if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+            return same(any, answers);
         }
-        Ok(first.map_or_else(|| (decide(&answers), answers), |(_, decision, a)| (decision, a)))
+        for (address, classes) in classes.of(index, v6) {
+            same(*address, Index::with_source(&answers, *classes))?;
+        }
+        Ok(())
     }
 }

@@ -15,6 +15,8 @@
 //!   class holds only the rows that ask about its dimension, never those that do not
 //!   care, and no AND runs over rows that match for lack of a clause.
 //! - A negated list has the same class as the plain one and is subtracted.
+//! - A name's class is that of the longest listed domain that it is or is below; classes of
+//!   the domains above are in it already (`domains`).
 //!
 //! A fact that nobody asked yet counts as one that could be anything: when the lowest
 //! rule that could match does not ask about it, the answer stands without the fact.
@@ -28,8 +30,9 @@ use std::ops::Range;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use super::domains::{NameHasher, NameMap};
 use super::set::Unit;
-use crate::{DeviceName, Fact, Facts, Protocol};
+use crate::{DeviceName, Fact, Facts, Protocol, ResolverSet};
 use bits::{CHUNK_ROWS, ClassId, EMPTY, Heads, set_bits};
 use table::{Table, UnitRows, pairs};
 
@@ -42,6 +45,8 @@ pub(super) enum Dimension {
     EgressAddress,
     EgressDevice,
     Destination,
+    Name,
+    Resolver,
     Port,
     Uid,
     Cgroup,
@@ -54,6 +59,8 @@ impl Dimension {
         Self::EgressAddress,
         Self::EgressDevice,
         Self::Destination,
+        Self::Name,
+        Self::Resolver,
         Self::Port,
         Self::Uid,
         Self::Cgroup,
@@ -64,10 +71,10 @@ impl Dimension {
     }
 }
 
-pub(super) const DIMENSIONS: usize = 8;
+pub(super) const DIMENSIONS: usize = 10;
 
 /// A set of dimensions.
-pub(super) type Mask = u8;
+pub(super) type Mask = u16;
 
 /// What the owner's answer tells.
 pub(super) const OWNER: Mask = Dimension::Uid.mask() | Dimension::Cgroup.mask();
@@ -80,7 +87,11 @@ pub(super) struct Question<'f> {
     pub(super) source: Fact<IpAddr>,
     pub(super) egress_address: Fact<IpAddr>,
     pub(super) egress_device: Fact<DeviceName>,
-    pub(super) destination: IpAddr,
+    pub(super) destination: Fact<IpAddr>,
+    /// The IP version, which is known even where no address is.
+    pub(super) v6: bool,
+    pub(super) name: Fact<&'f str>,
+    pub(super) resolvers: Fact<ResolverSet>,
     pub(super) port: Fact<u16>,
     pub(super) uid: Fact<u32>,
     pub(super) cgroup: Fact<&'f str>,
@@ -105,13 +116,22 @@ impl<'f> Question<'f> {
             Protocol::Icmp => Fact::Unknown,
             Protocol::Tcp | Protocol::Udp => Fact::Known(destination.port()),
         };
+        let name = facts.name.as_deref().map_or(Fact::Unknown, Fact::Known);
+        let resolvers = if facts.name.is_some() && !facts.resolvers.is_empty() {
+            Fact::Known(facts.resolvers)
+        } else {
+            Fact::Unknown
+        };
         Self {
             protocol: facts.protocol,
             client: Fact::Known(facts.client().ip()),
             source: facts.source(),
             egress_address,
             egress_device,
-            destination: destination.ip(),
+            destination: Fact::Known(destination.ip()),
+            v6: destination.is_ipv6(),
+            name,
+            resolvers,
             port,
             uid,
             cgroup,
@@ -119,8 +139,8 @@ impl<'f> Question<'f> {
     }
 }
 
-/// A rule as a product of lists. A rule with a list over two dimensions (`egress`)
-/// has two rows.
+/// A rule as a product of lists. A rule with a list over two dimensions (`egress`, or `to`
+/// with addresses and domains) has two rows; with two such lists four.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     pub(super) rule: u32,
@@ -175,6 +195,8 @@ pub(super) enum Sample {
     Class(ClassId, bool),
     Narrow(u32),
     Wide(u128),
+    /// In no list.
+    Unlisted,
     Unknown,
 }
 
@@ -193,6 +215,7 @@ pub(super) struct Index {
     /// The dimensions that any row asks about.
     used: Mask,
     tables: [Table; DIMENSIONS],
+    names: NameMap,
     devices: HashMap<DeviceName, u32, FixedState>,
     cgroups: HashMap<Box<str>, u32, FixedState>,
 }
@@ -212,6 +235,8 @@ struct Group {
 pub(super) struct Answers {
     protocol: Protocol,
     classes: [ClassId; DIMENSIONS],
+    /// Resolvers beside the one in `classes`: a flow may have several.
+    more: ResolverSet,
     unknown: Mask,
     unasked: Mask,
     /// Where no row but the sampled one has a list that holds.
@@ -223,9 +248,9 @@ impl Answers {
         self.protocol
     }
 
-    /// Whether all of these facts are unknown.
+    /// Whether one of these facts is unknown.
     pub(super) fn unknown(&self, mask: Mask) -> bool {
-        mask & !self.unknown == 0
+        mask & self.unknown != 0
     }
 }
 
@@ -242,6 +267,7 @@ impl Index {
     pub(super) fn build(
         rows: &[Row],
         units: &[Vec<Unit>; DIMENSIONS],
+        hasher: &NameHasher,
         devices: HashMap<DeviceName, u32, FixedState>,
         cgroups: HashMap<Box<str>, u32, FixedState>,
     ) -> Result<(Self, Samples), TooLarge> {
@@ -253,7 +279,13 @@ impl Index {
             if !units.is_empty() {
                 index.used |= dimension.mask();
                 let rows = UnitRows::new(dimension, units.len(), rows, &places);
-                let (table, lowest) = Table::build(units, &rows)?;
+                let (table, lowest) = if dimension == Dimension::Name {
+                    let (table, names, lowest) = Table::of_names(units, &rows, hasher)?;
+                    index.names = names;
+                    (table, lowest)
+                } else {
+                    Table::build(units, &rows)?
+                };
                 index.tables[dimension as usize] = table;
                 samples[dimension as usize] = lowest;
             }
@@ -307,35 +339,46 @@ impl Index {
         let mut answers = Answers {
             protocol: question.protocol,
             classes: [EMPTY; DIMENSIONS],
+            more: ResolverSet::EMPTY,
             unknown: 0,
             unasked: 0,
             alone: 0,
         };
-        let family = question.destination;
+        let v6 = question.v6;
         let known = |dimension, address: IpAddr| self.address(dimension, address);
         for (dimension, fact) in [
             (Dimension::Client, &question.client),
             (Dimension::Source, &question.source),
             (Dimension::EgressAddress, &question.egress_address),
+            (Dimension::Destination, &question.destination),
         ] {
-            self.answer(&mut answers, dimension, fact, family, |a| known(dimension, *a));
+            self.answer(&mut answers, dimension, fact, v6, |a| known(dimension, *a));
         }
-        let destination = &Fact::Known(question.destination);
-        let dimension = Dimension::Destination;
-        self.answer(&mut answers, dimension, destination, family, |a| known(dimension, *a));
+        let dimension = Dimension::Name;
+        self.answer(&mut answers, dimension, &question.name, v6, |name| {
+            self.names.find(name).unwrap_or(EMPTY)
+        });
         let number = |dimension: Dimension, n| self.tables[dimension as usize].narrow.class(n);
         let dimension = Dimension::EgressDevice;
-        self.answer(&mut answers, dimension, &question.egress_device, family, |device| {
+        self.answer(&mut answers, dimension, &question.egress_device, v6, |device| {
             self.devices.get(device).map_or(EMPTY, |n| number(dimension, *n))
         });
         let dimension = Dimension::Port;
-        self.answer(&mut answers, dimension, &question.port, family, |port| {
+        self.answer(&mut answers, dimension, &question.port, v6, |port| {
             number(dimension, u32::from(*port))
         });
+        let dimension = Dimension::Resolver;
+        let mut more = ResolverSet::EMPTY;
+        self.answer(&mut answers, dimension, &question.resolvers, v6, |resolvers| {
+            let Some(first) = resolvers.iter().next() else { return EMPTY };
+            more = ResolverSet::from_bits(resolvers.bits() & (resolvers.bits() - 1));
+            number(dimension, u32::from(first.number()))
+        });
+        answers.more = more;
         let dimension = Dimension::Uid;
-        self.answer(&mut answers, dimension, &question.uid, family, |n| number(dimension, *n));
+        self.answer(&mut answers, dimension, &question.uid, v6, |n| number(dimension, *n));
         let dimension = Dimension::Cgroup;
-        self.answer(&mut answers, dimension, &question.cgroup, family, |path| {
+        self.answer(&mut answers, dimension, &question.cgroup, v6, |path| {
             self.cgroup(path).map_or(EMPTY, |n| number(dimension, n))
         });
         answers
@@ -347,7 +390,7 @@ impl Index {
         answers: &mut Answers,
         dimension: Dimension,
         fact: &Fact<T>,
-        family: IpAddr,
+        v6: bool,
         class: impl FnOnce(&T) -> ClassId,
     ) {
         if self.used & dimension.mask() == 0 {
@@ -364,11 +407,7 @@ impl Index {
                 answers.unasked |= dimension.mask();
                 // A flow's own addresses are of its destination's family.
                 let by_address = matches!(dimension, Dimension::Source | Dimension::EgressAddress);
-                if by_address && family.is_ipv6() {
-                    table.possible_wide
-                } else {
-                    table.possible_narrow
-                }
+                if by_address && v6 { table.possible_wide } else { table.possible_narrow }
             }
         };
     }
@@ -413,6 +452,36 @@ impl Index {
 
     /// The lowest rule of a group below `limit`.
     fn lowest_in(&self, group: &Group, answers: &Answers, limit: u32) -> Option<u32> {
+        let mut found = self.first_in(group, answers, limit);
+        if group.positive & Dimension::Resolver.mask() != 0 {
+            // One that holds is enough, so each is as good as a flow of its own.
+            for class in self.more(answers) {
+                let mut other = *answers;
+                other.classes[Dimension::Resolver as usize] = class;
+                found = self.first_in(group, &other, found.unwrap_or(limit)).or(found);
+            }
+        }
+        found
+    }
+
+    /// The classes of the resolvers beside the first.
+    fn more(&self, answers: &Answers) -> impl Iterator<Item = ClassId> {
+        let table = &self.tables[Dimension::Resolver as usize];
+        answers.more.iter().map(|id| table.narrow.class(u32::from(id.number())))
+    }
+
+    /// Whether a list over `dimension` in the row at this place has the flow's value, or one
+    /// of them.
+    fn bits(&self, dimension: Dimension, answers: &Answers, chunk: u32, word: u32) -> u64 {
+        let bits = &self.tables[dimension as usize].bits;
+        let first = bits.word(answers.classes[dimension as usize], chunk, word);
+        if dimension != Dimension::Resolver {
+            return first;
+        }
+        self.more(answers).fold(first, |all, class| all | bits.word(class, chunk, word))
+    }
+
+    fn first_in(&self, group: &Group, answers: &Answers, limit: u32) -> Option<u32> {
         let mut found = None;
         self.walk(group, answers, limit, |rule| {
             found = Some(rule);
@@ -481,8 +550,7 @@ impl Index {
                 summary &= summary - 1;
                 let mut common = heads.word(word, rows.len());
                 for dimension in dimensions(excluding) {
-                    let bits = &self.tables[dimension].bits;
-                    common &= !bits.word(answers.classes[dimension], chunk, word);
+                    common &= !self.bits(Dimension::ALL[dimension], answers, chunk, word);
                 }
                 while common != 0 {
                     let rule = rows[(word * 64 + common.trailing_zeros()) as usize];
@@ -529,8 +597,7 @@ impl Index {
             return Some(false);
         }
         let (word, bit) = (place % CHUNK_ROWS as u32 / 64, place % 64);
-        let class = answers.classes[dimension as usize];
-        let word = self.tables[dimension as usize].bits.word(class, chunk, word);
+        let word = self.bits(dimension, answers, chunk, word);
         Some((word >> bit & 1 == 1) == positive)
     }
 
@@ -544,6 +611,7 @@ impl Index {
             // A row without a protocol is covered only by rows without one.
             protocol: protocol.unwrap_or(Protocol::Tcp),
             classes: [EMPTY; DIMENSIONS],
+            more: ResolverSet::EMPTY,
             unknown: Mask::MAX,
             unasked: 0,
             alone: 0,
@@ -557,6 +625,7 @@ impl Index {
                 }
                 Sample::Narrow(key) => table.narrow.class(key),
                 Sample::Wide(key) => table.wide.class(key),
+                Sample::Unlisted => EMPTY,
                 Sample::Unknown => table.unknown,
             };
             if value != Sample::Unknown {
@@ -598,7 +667,7 @@ impl Index {
                 + table.wide.starts.len() * 20
                 + (table.narrow.top.len() + table.wide.top.len()) * 4
         });
-        tables.sum::<usize>() + self.rules.len() * 4
+        tables.sum::<usize>() + self.names.heap_bytes() + self.rules.len() * 4
     }
 }
 

@@ -134,6 +134,12 @@ pub(super) fn multicast() -> [IpNet; 2] {
 
 /// A domain, in lower case and without the last dot, or `*.` and a domain.
 pub(super) fn domain(word: &str) -> Result<Domain, ItemError> {
+    let (below, name) = domain_parts(word)?;
+    Ok(Domain { below, name: name.to_ascii_lowercase().into() })
+}
+
+/// Whether `*.` stands before a domain, and the domain without the last dot.
+pub(super) fn domain_parts(word: &str) -> Result<(bool, &str), ItemError> {
     let bad = |why: String| ItemError::new(code::BAD_DOMAIN, why);
     let (below, name) = match word.strip_prefix("*.") {
         Some(name) => (true, name),
@@ -176,7 +182,7 @@ pub(super) fn domain(word: &str) -> Result<Domain, ItemError> {
     if name.rsplit('.').next().is_some_and(|top| top.bytes().all(|b| b.is_ascii_digit())) {
         return Err(bad(format!("{} ends in a number, as no domain does", quoted(word))));
     }
-    Ok(Domain { below, name: name.to_ascii_lowercase().into() })
+    Ok((below, name))
 }
 
 /// How a valid domain is written in canonical form.

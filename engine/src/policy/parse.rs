@@ -12,8 +12,8 @@ mod words;
 use super::diagnostic::{Findings, Site, SourceId, Span, code, nearest, quoted};
 use super::item;
 use super::rule::{
-    Action, Clause, Expect, ExpectDestination, Line, Operator, Resolve, ResolveItem, Route, Rule,
-    Set, SetBody, SetItem, Spanned, Statement, Using,
+    Action, Clause, Expect, ExpectDestination, Line, Name, Operator, Resolve, ResolveItem, Route,
+    Rule, Set, SetBody, SetItem, Spanned, Statement, Using,
 };
 use super::text::{self, Lexer, Token, TokenKind, TokenLine};
 use super::{AssumedSource, Verdict};
@@ -211,7 +211,7 @@ impl<'t> Parser<'t, '_> {
         match word {
             Some("set") => self.set(),
             Some("route") => self.route(token),
-            Some("resolve") => self.resolve(token),
+            Some("resolve") => self.resolve(),
             Some("allow") => self.rule(token, Verdict::Allow, Context::Allow),
             Some("block") => self.rule(token, Verdict::Block, Context::Block),
             Some("drop") => self.rule(token, Verdict::Drop, Context::Block),
@@ -265,7 +265,7 @@ impl<'t> Parser<'t, '_> {
             self.at += 1;
             self.set_file()
         } else if named {
-            SetBody::Items(self.list("a set", Self::set_item).items.into_vec())
+            SetBody::Items(self.plain_list("a set", Self::set_item))
         } else {
             SetBody::Items(Vec::new())
         };
@@ -366,7 +366,7 @@ impl<'t> Parser<'t, '_> {
                 self.repeated(token, "via");
             }
             let before = self.at;
-            via = Some(self.list("via", Self::list_name).items.into_vec());
+            via = Some(self.plain_list("via", Self::list_name));
             let commas = self.tokens[before..self.at].iter();
             let commas = commas.filter(|token| token.kind == TokenKind::Comma);
             self.file.kept_commas.extend(commas.map(|token| token.span));
@@ -381,19 +381,25 @@ impl<'t> Parser<'t, '_> {
         self.file.statements.push(Statement::Route(Route { word, clauses, via, line }));
     }
 
-    fn resolve(&mut self, token: Token) {
+    fn resolve(&mut self) {
         const FORM: &str = "as in `resolve *.corp.example using corp else upstream`";
-        let names = self.list("resolve", Self::resolve_item).items.into_vec();
+        let names = self.plain_list("resolve", Self::resolve_item);
         let mut using = Using::Resolvers { operator: None, names: Vec::new() };
         if self.take("using") {
             using = self.using(FORM);
         } else if self.at >= self.tokens.len() {
             self.missing("`using` and resolvers", FORM);
         }
+        let word = self.peek();
         let private = self.take("private");
+        if let Some(word) = word.filter(|_| private && using == Using::None) {
+            let site = self.site(word.span);
+            self.findings
+                .error(code::UNEXPECTED, site, "`private` says nothing about `using none`")
+                .help("it lets private addresses pass in answers, and here is none");
+        }
         self.finish("`using`, resolvers and `private` are the end of a resolve statement");
-        let word = Spanned { value: (), span: token.span };
-        let resolve = Resolve { word, names, using, private };
+        let resolve = Resolve { names, using, private, line: self.line };
         self.file.statements.push(Statement::Resolve(resolve));
     }
 
@@ -402,9 +408,16 @@ impl<'t> Parser<'t, '_> {
             return Using::None;
         }
         let mut operator = None;
-        let mut names = Vec::new();
+        let mut names: Vec<Spanned<Name>> = Vec::new();
         while let Some(token) = self.item("a resolver", form) {
             if let Some(name) = self.list_name(token) {
+                if let Some(first) = names.iter().find(|known| known.value == name) {
+                    let (site, first) = (self.site(token.span), self.site(first.span));
+                    self.findings
+                        .error(code::REPEATED, site, format!("{} stands here again", quoted(&name)))
+                        .related(first, "the first time")
+                        .help("a rule asks each of its resolvers once");
+                }
                 names.push(Spanned { value: name, span: token.span });
             }
             let Some(token) = self.peek() else { break };
@@ -517,7 +530,15 @@ impl<'t> Parser<'t, '_> {
         if item::looks_like_address(&word) {
             return self.address(token).map(ExpectDestination::Address);
         }
-        self.domain(token, &word).map(ExpectDestination::Domain)
+        let domain = self.domain(token, &word)?;
+        if domain.below {
+            let site = self.site(token.span);
+            self.findings
+                .error(code::BAD_ITEM, site, "a flow has one name")
+                .help(format!("write `{}`, or one `expect` for each name", domain.name));
+            return None;
+        }
+        Some(ExpectDestination::Name(domain.name))
     }
 
     /// `None` where something was wrong and is reported.

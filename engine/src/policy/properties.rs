@@ -8,7 +8,7 @@ use proptest::sample::{select, subsequence};
 use super::diagnostic::{Findings, SourceId};
 use super::*;
 use super::{parse, reference};
-use crate::{DeviceName, Egress, Fact, Owner, Protocol};
+use crate::{DeviceName, Egress, Fact, Owner, Protocol, ResolverSet};
 
 const ADDRESSES: [&str; 14] = [
     "10.0.0.0",
@@ -26,7 +26,7 @@ const ADDRESSES: [&str; 14] = [
     "::",
     "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
 ];
-const PREFIXES: [&str; 14] = [
+const PREFIXES: [&str; 15] = [
     "10.0.0.0/8",
     "10.1.0.0/16",
     "10.1.2.3",
@@ -41,6 +41,29 @@ const PREFIXES: [&str; 14] = [
     "@one",
     "@two",
     "@empty",
+    "@mixed",
+];
+/// Items of `to`.
+const DOMAINS: [&str; 9] = [
+    "example",
+    "*.example",
+    "a.example",
+    "*.a.example",
+    "b.a.example",
+    "*.c.b.a.example",
+    "other",
+    "@names",
+    "@mixed",
+];
+const NAMES: [&str; 8] = [
+    "example",
+    "a.example",
+    "x.example",
+    "b.a.example",
+    "d.c.b.a.example",
+    "other",
+    "xother",
+    "www.other",
 ];
 const PORTS: [u16; 7] = [0, 22, 80, 443, 8000, 8100, 65535];
 const PORT_ITEMS: [&str; 6] = ["22", "80", "0-443", "8000-8100", "65535", "0-65535"];
@@ -71,14 +94,19 @@ fn rule() -> BoxedStrategy<String> {
         select(vec!["tcp", "udp", "icmp"]).prop_map(str::to_owned).boxed(),
         addresses("from", &[]),
         addresses("client", &[]),
-        addresses("to", &["multicast", "broadcast"]),
+        prop_oneof![
+            2 => addresses("to", &["multicast", "broadcast"]),
+            3 => list("to", &[&DOMAINS[..], &["unknown-name", "10.1.0.0/16", "@one"]].concat()),
+        ]
+        .boxed(),
+        list("resolver", &reference::RESOLVERS),
         list("egress", &egress),
         list("port", &PORT_ITEMS),
         list("user", &USERS),
         list("cgroup", &CGROUPS),
         Just("via direct".to_owned()).boxed(),
     ];
-    (select(vec!["allow", "block", "drop"]), subsequence((0..9).collect::<Vec<usize>>(), 0..=4))
+    (select(vec!["allow", "block", "drop"]), subsequence((0..10).collect::<Vec<usize>>(), 0..=4))
         .prop_flat_map(move |(verdict, chosen)| {
             let chosen: Vec<_> = chosen.iter().map(|at| clauses[*at].clone()).collect();
             (Just(verdict), chosen).prop_map(|(verdict, clauses)| {
@@ -92,13 +120,43 @@ fn rule() -> BoxedStrategy<String> {
         .boxed()
 }
 
+fn resolve() -> BoxedStrategy<String> {
+    let items: Vec<&'static str> = DOMAINS
+        .iter()
+        .chain(&["@one", "1.10.in-addr.arpa", "*.2.1.10.in-addr.arpa", "*.arpa"])
+        .copied()
+        .collect();
+    let using = select(vec!["corp", "corp else upstream", "lab or corp private", "none"]);
+    let items = prop_oneof![
+        12 => subsequence(items, 1..4),
+        1 => Just(vec!["*"]),
+    ];
+    (items, using)
+        .prop_map(|(names, using)| format!("resolve {} using {using}", names.join(" ")))
+        .boxed()
+}
+
+fn reverse_or_not() -> BoxedStrategy<String> {
+    let reverse = select(vec![
+        "3.2.1.10.in-addr.arpa",
+        "1.10.in-addr.arpa",
+        "0.10.in-addr.arpa",
+        "10.in-addr.arpa",
+        "9.9.2.10.in-addr.arpa",
+        "x.1.10.in-addr.arpa",
+        "in-addr.arpa",
+    ]);
+    prop_oneof![select(NAMES.to_vec()), reverse].prop_map(str::to_owned).boxed()
+}
+
 fn policy_text() -> BoxedStrategy<String> {
     let rules = proptest::collection::vec(rule(), 0..24);
     (rules, select(vec!["allow", "block", "drop"]))
         .prop_map(|(rules, default)| {
             format!(
                 "policy 1\nset one = 10.0.0.0/15 2001:db8::/64\nset two = 10.1.2.3 192.0.2.1\n\
-                 set empty = 203.0.113.7\n{}\ndefault {default}\n",
+                 set empty = 203.0.113.7\nset names = *.b.a.example other\n\
+                 set mixed = 10.1.0.0/16 a.example *.c.b.a.example\n{}\ndefault {default}\n",
                 rules.join("\n")
             )
         })
@@ -117,10 +175,12 @@ fn facts() -> BoxedStrategy<Facts> {
     let device = select(DEVICES.to_vec()).prop_map(|name| DeviceName::new(name).expect("device"));
     // The kernel gives a flow a source of its destination's family.
     let egress = (address(), device).prop_map(|(address, device)| Egress { address, device });
+    let name = prop_oneof![2 => select(NAMES.to_vec()).prop_map(Some), 1 => Just(None)];
+    let resolvers = (0..8_u64).prop_map(ResolverSet::from_bits);
     let uid = select(vec![0, 1000, 1001, 4_294_967_294, 7]);
     let cgroup = proptest::option::of(select(CGROUP_FACTS.to_vec()));
-    let owner = (uid, cgroup)
-        .prop_map(|(uid, cgroup)| Owner { uid, cgroup: cgroup.map(std::sync::Arc::from) });
+    let owner =
+        (uid, cgroup).prop_map(|(uid, cgroup)| Owner { uid, cgroup: cgroup.map(Arc::from) });
     (
         select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp]),
         address(),
@@ -129,8 +189,9 @@ fn facts() -> BoxedStrategy<Facts> {
         any::<bool>(),
         fact(egress.boxed()),
         fact(owner.boxed()),
+        (name, resolvers),
     )
-        .prop_map(|(protocol, client, destination, port, local, egress, owner)| {
+        .prop_map(|(protocol, client, destination, port, local, egress, owner, named)| {
             let mut facts = Facts::new(
                 protocol,
                 SocketAddr::new(client, 40_000),
@@ -138,6 +199,8 @@ fn facts() -> BoxedStrategy<Facts> {
                 local,
             );
             facts.owner = owner;
+            facts.name = named.0.map(Arc::from);
+            facts.resolvers = named.1;
             let family = facts.destination().is_ipv4();
             let other = egress.known().is_some_and(|e| e.address.is_ipv4() != family);
             facts.egress = if other { Fact::Unknown } else { egress };
@@ -146,9 +209,31 @@ fn facts() -> BoxedStrategy<Facts> {
         .boxed()
 }
 
+/// The resolvers that the reference knows, and neither users nor files.
+struct Resolving;
+
+impl Environment for Resolving {
+    fn uid(&self, _: &str) -> Option<u32> {
+        None
+    }
+
+    fn read(&self, _: &str, _: &str) -> Result<String, ReadError> {
+        Err(ReadError::Missing)
+    }
+
+    fn resolvers(&self) -> Resolvers {
+        let names = reference::RESOLVERS.into_iter().skip(1);
+        Resolvers::default().configured(names).expect("few")
+    }
+
+    fn secret(&self) -> u128 {
+        11
+    }
+}
+
 fn load(text: &str) -> (Policy, parse::File) {
     let source = Source { name: "p".into(), text: text.into() };
-    let loaded = Policy::load(&[source], &NoEnvironment);
+    let loaded = Policy::load(&[source], &Resolving);
     let (policy, _) = loaded.unwrap_or_else(|errors| panic!("{text}\n{errors:#?}"));
     let file = parse::parse(text, SourceId(0), &mut Findings::new());
     (policy, file)
@@ -211,7 +296,7 @@ proptest! {
     ) {
         let source = Source { name: "p".into(), text: text.clone() };
         let (policy, warnings) =
-            Policy::load(&[source], &NoEnvironment).expect("a good policy");
+            Policy::load(&[source], &Resolving).expect("a good policy");
         let shadowed: Vec<usize> = warnings
             .iter()
             .filter(|warning| warning.code == code::SHADOWED)
@@ -231,22 +316,32 @@ proptest! {
     fn an_open_source_is_every_source(
         text in policy_text(),
         protocol in select(vec![Protocol::Tcp, Protocol::Udp]),
-        destination in address(),
+        destination in proptest::option::of(address()),
+        name in proptest::option::of(select(NAMES.to_vec())),
         port in proptest::option::of(select(PORTS.to_vec())),
         uid in proptest::option::of(select(vec![0, 1000])),
     ) {
         let (policy, _) = load(&text);
-        let source = AssumedSource::Any;
-        let open = Hypothesis { protocol, source, destination, port, client: None, uid, egress: None };
+        let open = Hypothesis {
+            protocol,
+            source: AssumedSource::Any,
+            destination,
+            name: name.map(Arc::from),
+            resolvers: ResolverSet::EMPTY,
+            port,
+            client: None,
+            uid,
+            egress: None,
+        };
         let from = |address: IpAddr| {
             let source = AssumedSource::Address(address);
-            policy.suppose(&Hypothesis { source, ..open }).expect("a source is given")
+            policy.suppose(&Hypothesis { source, ..open.clone() }).expect("a source is given")
         };
         match policy.suppose(&open) {
             Ok(decision) => {
                 for address in ADDRESSES {
                     let address: IpAddr = address.parse().expect("address");
-                    if address.is_ipv4() == destination.is_ipv4() {
+                    if destination.is_none_or(|to| to.is_ipv4() == address.is_ipv4()) {
                         prop_assert_eq!(from(address).verdict, decision.verdict, "{}", text);
                     }
                 }
@@ -257,12 +352,38 @@ proptest! {
                 for (address, decision) in [one, other] {
                     prop_assert_eq!(from(address), decision, "{} {}", address, text);
                     let source = AssumedSource::Address(address);
-                    let told = policy.explain(&Hypothesis { source, ..open }).expect("given");
+                    let told = policy.explain(&Hypothesis { source, ..open.clone() });
+                    let told = told.expect("a source is given");
                     prop_assert_eq!(told.verdict, decision.verdict);
                     let matched = told.rules.iter().position(|rule| rule.matched);
                     prop_assert_eq!(matched, number(decision.rule));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_name_is_answered_by_its_first_rule(
+        rules in proptest::collection::vec(resolve(), 1..12),
+        names in proptest::collection::vec(reverse_or_not(), 24),
+    ) {
+        let text = format!(
+            "policy 1\nset names = *.b.a.example other\nset mixed = 10.1.0.0/16 a.example\n\
+             set one = 10.0.0.0/15 2001:db8::/64\n{}\ndefault block\n",
+            rules.join("\n")
+        );
+        let source = Source { name: "p".into(), text: text.clone() };
+        let (policy, warnings) = Policy::load(&[source], &Resolving).expect("a good policy");
+        let file = parse::parse(&text, SourceId(0), &mut Findings::new());
+        for name in names {
+            let want = reference::resolution(&file, &name).map(|at| format!("p:{}", at + 5));
+            let told = policy.resolution(&name);
+            prop_assert_eq!(told.rule, want.as_deref().unwrap_or(""), "{} {}", name, text);
+            let line = told.rule.trim_start_matches("p:").parse::<usize>();
+            let shadowed = |warning: &&Diagnostic| {
+                warning.code == code::SHADOWED && Ok(warning.place.line) == line
+            };
+            prop_assert!(warnings.iter().find(shadowed).is_none(), "{} {}", name, text);
         }
     }
 
@@ -306,7 +427,7 @@ proptest! {
                 select([&parse::STATEMENTS[..], &parse::CLAUSES, &parse::OTHERS].concat())
                     .prop_map(str::to_owned),
                 select(vec![
-                    "1", "2", ",", "=", "\"", "\\", "#", "\n", "\r\n", "\\\n", "\0", "@", "@a",
+                    "a", "b", "upstream", "corp", "1", "2", ",", "=", "\"", "\\", "#", "\n", "\r\n", "\\\n", "\0", "@", "@a",
                     "*", "10.0.0.0/8", "10.0.0.1/8", "::/0", "a.example", "443", "9-1", "direct",
                     "/a", "2s", "\u{feff}", "ü", "\"x y\"", "none", "policy 1\n", "default block\n",
                 ]).prop_map(str::to_owned),
@@ -332,7 +453,8 @@ fn all_readers(text: &str) {
     }
     let sound = check_syntax(&sources).is_ok();
     assert_eq!(format(&sources[0]).is_ok(), sound, "{text:?}");
-    set::read_list(text, SourceId(0), &mut Findings::new());
+    set::read_list(text, SourceId(0), &domains::NameHasher::new(3), &mut Findings::new());
+    Policy::allow_all().resolution(text);
 }
 
 /// Far more rules than a chunk of the index holds, and lists that overlap in most ways.

@@ -9,10 +9,13 @@ use ipnet::IpNet;
 use super::Verdict;
 use super::parse::File;
 use super::rule::{
-    Action, AddressItem, CgroupItem, Clause, EgressItem, List, SetBody, SetItem, Statement,
-    UserItem,
+    Action, AddressItem, CgroupItem, Clause, Domain, EgressItem, List, Name, ResolveItem, SetBody,
+    SetItem, Statement, UserItem,
 };
-use crate::{Fact, Facts, Protocol};
+use crate::{Fact, Facts, Protocol, ResolverId};
+
+/// The resolvers of the tests.
+pub(super) const RESOLVERS: [&str; 3] = ["upstream", "corp", "lab"];
 
 /// The verdict and the number of the rule that gave it, `None` for the default.
 pub(super) fn judge(file: &File, facts: &Facts) -> (Verdict, Option<usize>) {
@@ -43,7 +46,18 @@ fn holds(file: &File, clause: &Clause, facts: &Facts) -> bool {
         Clause::Protocol(protocol) => *protocol == facts.protocol,
         Clause::From(list) => addresses(file, list, facts.source().known().copied()),
         Clause::Client(list) => addresses(file, list, Some(facts.client().ip())),
-        Clause::To(list) => addresses(file, list, Some(facts.destination().ip())),
+        Clause::To(list) => destination(file, list, facts),
+        Clause::Resolver(list) => {
+            // What `RESOLVERS` of the tests says, from 1.
+            let number = |name: &str| RESOLVERS.iter().position(|known| *known == name);
+            let one = |item: &Name| {
+                let id = ResolverId::new(number(item).expect("known") as u8).expect("few");
+                facts.resolvers.contains(id)
+            };
+            facts.name.is_some()
+                && !facts.resolvers.is_empty()
+                && list.items.iter().any(|item| one(&item.value)) != list.not
+        }
         Clause::Egress(list) => {
             let Some(egress) = facts.egress.known() else {
                 return false;
@@ -93,7 +107,7 @@ fn holds(file: &File, clause: &Clause, facts: &Facts) -> bool {
         }
         Clause::Via(name) => &*name.value == "direct",
         Clause::Id(_) => true,
-        Clause::Resolver(_) | Clause::App(_) | Clause::Protected => panic!("refused"),
+        Clause::App(_) | Clause::Protected => panic!("refused"),
     }
 }
 
@@ -114,17 +128,100 @@ fn addresses(file: &File, list: &List<AddressItem>, address: Option<IpAddr>) -> 
     list.items.iter().any(|item| one(&item.value)) != list.not
 }
 
-fn in_set(file: &File, name: &str, address: IpAddr) -> bool {
-    file.statements.iter().any(|statement| {
-        let Statement::Set(set) = statement else {
-            return false;
-        };
-        let SetBody::Items(items) = &set.body else { panic!("files are not for the reference") };
-        &*set.name.value == name
-            && items.iter().any(|item| match &item.value {
-                SetItem::Prefix(prefix) => prefix.contains(&address),
-                SetItem::Domain(_) => false,
+fn destination(file: &File, list: &List<AddressItem>, facts: &Facts) -> bool {
+    let address = facts.destination().ip();
+    let name = facts.name.as_deref();
+    let plain = List { not: false, items: list.items.clone() };
+    let by_address = addresses(file, &plain, Some(address));
+    let domains: Vec<Domain> =
+        list.items.iter().flat_map(|item| domains(file, &item.value)).collect();
+    let unknown = list.items.iter().any(|item| item.value == AddressItem::UnknownName);
+    let asks_for_name = unknown || !domains.is_empty();
+    let by_name = match name {
+        Some(name) => domains.iter().any(|domain| has(domain, name)),
+        None => unknown,
+    };
+    if list.not {
+        !by_address && !by_name && (name.is_some() || !asks_for_name)
+    } else {
+        by_address || by_name
+    }
+}
+
+fn domains(file: &File, item: &AddressItem) -> Vec<Domain> {
+    match item {
+        AddressItem::Domain(domain) => vec![domain.clone()],
+        AddressItem::Set(name) => set_items(file, name)
+            .filter_map(|item| match item {
+                SetItem::Domain(domain) => Some(domain.clone()),
+                SetItem::Prefix(_) => None,
             })
+            .collect(),
+        AddressItem::Any
+        | AddressItem::Multicast
+        | AddressItem::Broadcast
+        | AddressItem::UnknownName
+        | AddressItem::Prefix(_) => Vec::new(),
+    }
+}
+
+fn has(domain: &Domain, name: &str) -> bool {
+    name == &*domain.name || domain.below && name.ends_with(&format!(".{}", domain.name))
+}
+
+/// The number of the first `resolve` statement that has a name.
+pub(super) fn resolution(file: &File, name: &str) -> Option<usize> {
+    let resolves = file.statements.iter().filter_map(|statement| match statement {
+        Statement::Resolve(resolve) => Some(resolve),
+        Statement::Set(_)
+        | Statement::Route(_)
+        | Statement::Rule(_)
+        | Statement::Default(_)
+        | Statement::Expect(_) => None,
+    });
+    let prefix = prefix_of(name);
+    let one = |item: &ResolveItem| match item {
+        ResolveItem::All => true,
+        ResolveItem::Domain(domain) => has(domain, name),
+        ResolveItem::Set(set) => set_items(file, set).any(|item| match item {
+            SetItem::Domain(domain) => has(domain, name),
+            SetItem::Prefix(listed) => prefix.is_some_and(|prefix| listed.contains(&prefix)),
+        }),
+    };
+    let mut resolves = resolves.map(|resolve| resolve.names.iter().any(|item| one(&item.value)));
+    resolves.position(|has| has)
+}
+
+/// What a reverse name of IPv4 stands for; the tests have no others.
+fn prefix_of(name: &str) -> Option<IpNet> {
+    let labels = name.strip_suffix(".in-addr.arpa")?.rsplit('.');
+    let octets: Vec<&str> =
+        labels.take(4).take_while(|label| label.parse::<u8>().is_ok()).collect();
+    let zeros = [".0", ".0.0", ".0.0.0"];
+    let rest = 4_usize.checked_sub(octets.len() + 1).map_or("", |_| zeros[3 - octets.len()]);
+    format!("{}{rest}/{}", octets.join("."), octets.len() * 8).parse().ok()
+}
+
+fn set_items<'f>(file: &'f File, name: &'f str) -> impl Iterator<Item = &'f SetItem> {
+    let items = file.statements.iter().filter_map(move |statement| match statement {
+        Statement::Set(set) if &*set.name.value == name => match &set.body {
+            SetBody::Items(items) => Some(items),
+            SetBody::File(_) => panic!("files are not for the reference"),
+        },
+        Statement::Set(_)
+        | Statement::Resolve(_)
+        | Statement::Route(_)
+        | Statement::Rule(_)
+        | Statement::Default(_)
+        | Statement::Expect(_) => None,
+    });
+    items.flatten().map(|item| &item.value)
+}
+
+fn in_set(file: &File, name: &str, address: IpAddr) -> bool {
+    set_items(file, name).any(|item| match item {
+        SetItem::Prefix(prefix) => prefix.contains(&address),
+        SetItem::Domain(_) => false,
     })
 }
 

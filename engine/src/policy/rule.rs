@@ -180,10 +180,10 @@ pub(super) enum CgroupItem {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Resolve {
-    pub(super) word: Spanned<()>,
     pub(super) names: Vec<Spanned<ResolveItem>>,
     pub(super) using: Using,
     pub(super) private: bool,
+    pub(super) line: Line,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,5 +225,6 @@ pub(super) struct Expect {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum ExpectDestination {
     Address(IpAddr),
-    Domain(Domain),
+    /// That name, at whatever address.
+    Name(Name),
 }

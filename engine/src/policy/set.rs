@@ -4,12 +4,14 @@
 //! for membership is a binary search, and one sweep over the ends of all lists of a
 //! dimension gives its lookup table (`index`).
 
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use ipnet::IpNet;
 use smallvec::SmallVec;
 
 use super::diagnostic::{Findings, Site, SourceId, Span, code, quoted};
+use super::domains::{Domains, NameHasher};
 use super::item;
 
 /// What an interval's ends can be.
@@ -48,7 +50,7 @@ impl Key for u128 {
 pub(super) type Interval<K> = (K, K);
 
 /// Sorts, and joins what overlaps or touches; gives how many are left, which stand first.
-fn joined<K: Key>(intervals: &mut [Interval<K>]) -> usize {
+pub(super) fn joined<K: Key>(intervals: &mut [Interval<K>]) -> usize {
     intervals.sort_unstable();
     let mut kept = 0;
     for at in 0..intervals.len() {
@@ -93,21 +95,22 @@ pub(super) fn gap<K: Key>(intervals: &[Interval<K>]) -> Option<K> {
     }
 }
 
-/// What a list stands for: IPv4 addresses, ports, uids or the numbers that a
-/// compile gave to names (`narrow`), IPv6 addresses (`wide`), and whether it holds
-/// for what is unknown.
+/// What a list stands for: IPv4 addresses, ports, uids, resolvers or the numbers that a
+/// compile gave to names (`narrow`), IPv6 addresses (`wide`), domains, and whether it holds
+/// for what is unknown. A set has addresses and domains, of which a dimension sees one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct Members {
     /// Most lists are one address or port, which stands in the list itself.
     pub(super) narrow: SmallVec<[Interval<u32>; 1]>,
     pub(super) wide: Vec<Interval<u128>>,
+    pub(super) domains: Option<Rc<Domains>>,
     pub(super) unknown: bool,
 }
 
 impl Members {
     /// Every address of both families.
     pub(super) fn all_addresses() -> Self {
-        Self { narrow: [(0, u32::MAX)].into(), wide: vec![(0, u128::MAX)], unknown: false }
+        Self { narrow: [(0, u32::MAX)].into(), wide: vec![(0, u128::MAX)], ..Self::default() }
     }
 
     pub(super) fn add_prefix(&mut self, prefix: IpNet) {
@@ -117,10 +120,30 @@ impl Members {
         }
     }
 
+    /// Adds what is no domain.
     pub(super) fn add(&mut self, other: &Self) {
         self.narrow.extend_from_slice(&other.narrow);
         self.wide.extend_from_slice(&other.wide);
         self.unknown |= other.unknown;
+    }
+
+    /// Gives it these domains, in place of others.
+    pub(super) fn put_domains(&mut self, mut domains: Domains) {
+        domains.normalise();
+        self.domains = (!domains.is_empty()).then(|| Rc::new(domains));
+    }
+
+    /// Adds the domains alone.
+    pub(super) fn add_domains(&mut self, other: &Self) {
+        let Some(more) = &other.domains else { return };
+        match &mut self.domains {
+            None => self.domains = Some(Rc::clone(more)),
+            Some(domains) => {
+                let domains = Rc::make_mut(domains);
+                domains.add(more);
+                domains.normalise();
+            }
+        }
     }
 
     pub(super) fn normalise(&mut self) {
@@ -132,6 +155,7 @@ impl Members {
         self.wide.shrink_to_fit();
     }
 
+    /// Whether all of `inner` but its domains is in this one.
     pub(super) fn contains(&self, inner: &Self) -> bool {
         (self.unknown || !inner.unknown)
             && contains(&self.narrow, &inner.narrow)
@@ -144,6 +168,27 @@ impl Members {
 
     pub(super) fn len(&self) -> usize {
         self.narrow.len() + self.wide.len()
+    }
+
+    pub(super) fn domain_count(&self) -> usize {
+        self.domains.as_ref().map_or(0, |domains| domains.len())
+    }
+
+    /// Whether every domain of `inner` is one of these or below one.
+    pub(super) fn contains_domains(&self, inner: &Self, hasher: &NameHasher) -> bool {
+        (self.unknown || !inner.unknown)
+            && match (&self.domains, &inner.domains) {
+                (_, None) => true,
+                (None, Some(inner)) => inner.is_empty(),
+                (Some(outer), Some(inner)) => outer.contains(inner, hasher),
+            }
+    }
+
+    pub(super) fn disjoint_domains(&self, other: &Self, hasher: &NameHasher) -> bool {
+        match (&self.domains, &other.domains) {
+            (Some(a), Some(b)) => a.disjoint(b, hasher),
+            (None, _) | (_, None) => true,
+        }
     }
 }
 
@@ -183,31 +228,26 @@ pub(super) struct ResolvedSet {
     /// Where its name was given.
     pub(super) site: Site,
     pub(super) members: Rc<Members>,
-    /// How many domains it holds, and where the first one stands.
-    pub(super) domains: usize,
-    pub(super) first_domain: Option<Site>,
     pub(super) used: bool,
 }
 
 impl ResolvedSet {
     /// Nothing but domains.
     pub(super) fn is_only_domains(&self) -> bool {
-        self.domains > 0 && self.members.len() == 0
+        self.members.domain_count() > 0 && self.members.len() == 0
     }
-}
-
-/// What stands in a set's file.
-#[derive(Debug, Default)]
-pub(super) struct FileItems {
-    pub(super) members: Members,
-    pub(super) domains: usize,
-    pub(super) first_domain: Option<Span>,
 }
 
 /// Reads a list: one address, prefix or domain a line, or lines of hosts(5), whose
 /// names count and whose addresses only say that the line is one.
-pub(super) fn read_list(text: &str, source: SourceId, findings: &mut Findings) -> FileItems {
-    let mut items = FileItems::default();
+pub(super) fn read_list(
+    text: &str,
+    source: SourceId,
+    hasher: &NameHasher,
+    findings: &mut Findings,
+) -> Members {
+    let mut members = Members::default();
+    let mut domains = Domains::default();
     let mut start = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     for line in text[start..].split('\n') {
         let line_start = start;
@@ -219,21 +259,25 @@ pub(super) fn read_list(text: &str, source: SourceId, findings: &mut Findings) -
             let at = line_start + (word.as_ptr() as usize - line.as_ptr() as usize);
             Span::new(at, at + word.len())
         };
+        let mut fault = |word: &str, error: item::ItemError| {
+            let site = Site { source, span: span(word) };
+            findings.error(error.code, site, error.message).maybe_help(error.help);
+        };
         let Some(second) = words.next() else {
-            match list_item(first) {
-                Ok(ListItem::Prefix(prefix)) => items.members.add_prefix(prefix),
-                Ok(ListItem::Domain) => {
-                    items.domains += 1;
-                    items.first_domain.get_or_insert_with(|| span(first));
+            if item::looks_like_address(first) {
+                match item::prefix(first) {
+                    Ok(prefix) => members.add_prefix(prefix),
+                    Err(error) => fault(first, error),
                 }
-                Err(error) => {
-                    let site = Site { source, span: span(first) };
-                    findings.error(error.code, site, error.message).maybe_help(error.help);
+            } else {
+                match item::domain_parts(first) {
+                    Ok((below, name)) => domains.push(below, name, hasher),
+                    Err(error) => fault(first, error),
                 }
             }
             continue;
         };
-        if first.parse::<std::net::IpAddr>().is_err() {
+        if first.parse::<IpAddr>().is_err() {
             findings
                 .error(
                     code::UNEXPECTED,
@@ -244,32 +288,20 @@ pub(super) fn read_list(text: &str, source: SourceId, findings: &mut Findings) -
             continue;
         }
         for name in std::iter::once(second).chain(words) {
-            match item::domain(name) {
-                Ok(_) => {
-                    items.domains += 1;
-                    items.first_domain.get_or_insert_with(|| span(name));
-                }
-                Err(error) => {
-                    let site = Site { source, span: span(name) };
-                    findings.error(error.code, site, error.message).maybe_help(error.help);
-                }
+            // Large hosts files have `0.0.0.0 0.0.0.0` in them: an address that is called
+            // by itself has no name.
+            if name == first {
+                continue;
+            }
+            match item::domain_parts(name) {
+                Ok((below, name)) => domains.push(below, name, hasher),
+                Err(error) => fault(name, error),
             }
         }
     }
-    items.members.normalise();
-    items
-}
-
-enum ListItem {
-    Prefix(IpNet),
-    Domain,
-}
-
-fn list_item(word: &str) -> Result<ListItem, item::ItemError> {
-    if item::looks_like_address(word) {
-        return item::prefix(word).map(ListItem::Prefix);
-    }
-    item::domain(word).map(|_| ListItem::Domain)
+    members.normalise();
+    members.put_domains(domains);
+    members
 }
 
 #[cfg(test)]
@@ -315,6 +347,8 @@ mod tests {
             ("addresses", "10.0.0.0/8\n# c\n\n192.0.2.1 # c\r\nfd00::/8\n", 3, 0, 0),
             ("domains", "ads.example\n*.tracker.example\n", 0, 2, 0),
             ("hosts", "0.0.0.0 a.example b.example\n::1 localhost\n", 0, 3, 0),
+            ("hosts by themselves", "0.0.0.0 0.0.0.0 a.example\n0.0.0.0 10.0.0.1\n", 0, 1, 1),
+            ("domains twice", "a.example\nA.Example.\n*.a.example\n", 0, 2, 0),
             ("two items", "a.example b.example\n", 0, 0, 1),
             ("host bits", "10.0.0.1/8\n10.0.0.300\n", 0, 0, 2),
             ("byte order mark", "\u{feff}10.0.0.1", 1, 0, 0),
@@ -322,8 +356,8 @@ mod tests {
             ("megabyte word", &long, 1, 0, 1),
         ] {
             let mut findings = Findings::new();
-            let items = read_list(text, SourceId(0), &mut findings);
-            let got = (items.members.len(), items.domains);
+            let items = read_list(text, SourceId(0), &NameHasher::new(1), &mut findings);
+            let got = (items.len(), items.domain_count());
             assert_eq!(got, (addresses, domains), "{name}");
             let found = findings.into_diagnostics(&Sources::default()).len();
             assert_eq!(found, errors, "{name}");

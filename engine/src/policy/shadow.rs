@@ -9,9 +9,11 @@
 //! together cover, and gives up where it would become slow: see the limits below.
 
 use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use super::compile::Ruleset;
 use super::diagnostic::{Findings, code, quoted};
+use super::domains::NameHasher;
 use super::index::{Answers, DIMENSIONS, Dimension, Row, Sample, Samples, Term};
 use super::set::{Members, Unit, gap};
 
@@ -25,15 +27,18 @@ const INTERVALS: usize = 65_536;
 
 type Units = [Vec<Unit>; DIMENSIONS];
 
+/// What rules were compiled to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lists<'c> {
+    pub(super) rows: &'c [Row],
+    pub(super) units: &'c Units,
+    pub(super) samples: &'c Samples,
+    pub(super) hasher: &'c NameHasher,
+}
+
 /// Warns of every rule that can never match.
-pub(super) fn warn(
-    ruleset: &Ruleset,
-    rows: &[Row],
-    units: &Units,
-    samples: &Samples,
-    what: &str,
-    findings: &mut Findings,
-) {
+pub(super) fn warn(ruleset: &Ruleset, lists: Lists<'_>, what: &str, findings: &mut Findings) {
+    let rows = lists.rows;
     let rules = &ruleset.rules;
     let mut first_row = vec![0; rules.len() + 1];
     for row in rows {
@@ -42,15 +47,8 @@ pub(super) fn warn(
     for rule in 0..rules.len() {
         first_row[rule + 1] += first_row[rule];
     }
-    let mut check = Check {
-        ruleset,
-        rows,
-        units,
-        samples,
-        first_row,
-        candidates: Vec::new(),
-        covered: HashMap::default(),
-    };
+    let mut check =
+        Check { ruleset, lists, first_row, candidates: Vec::new(), covered: HashMap::default() };
     for (at, rule) in rules.iter().enumerate() {
         match check.rule(at) {
             Found::Nothing => {}
@@ -88,9 +86,7 @@ enum Found {
 
 struct Check<'c> {
     ruleset: &'c Ruleset,
-    rows: &'c [Row],
-    units: &'c Units,
-    samples: &'c Samples,
+    lists: Lists<'c>,
     first_row: Vec<usize>,
     /// Of one rule; used again for the next.
     candidates: Vec<usize>,
@@ -100,16 +96,17 @@ struct Check<'c> {
 
 impl<'c> Check<'c> {
     fn rule(&mut self, rule: usize) -> Found {
-        let rows = self.rows_of(rule);
+        // A row that holds for nothing needs no other that covers it.
         let mut answers = None;
-        for row in rows {
-            let Some(sampled) = self.sample(row) else {
-                return Found::Empty;
-            };
-            answers.get_or_insert(sampled);
+        let mut rows: SmallVec<[&Row; 4]> = SmallVec::new();
+        for row in self.rows_of(rule) {
+            if let Some(sampled) = self.sample(row) {
+                answers.get_or_insert(sampled);
+                rows.push(row);
+            }
         }
         let Some(answers) = answers else {
-            return Found::Nothing;
+            return Found::Empty;
         };
         let mut candidates = std::mem::take(&mut self.candidates);
         candidates.clear();
@@ -130,7 +127,7 @@ impl<'c> Check<'c> {
     }
 
     fn rows_of(&self, rule: usize) -> &'c [Row] {
-        &self.rows[self.first_row[rule]..self.first_row[rule + 1]]
+        &self.lists.rows[self.first_row[rule]..self.first_row[rule + 1]]
     }
 
     /// What holds for one flow of a row; `None` where a list holds for nothing.
@@ -148,12 +145,22 @@ impl<'c> Check<'c> {
     /// A value that a list holds for.
     fn value(&self, term: &Term) -> Option<Sample> {
         let members = self.members(term);
+        let sampled = || {
+            let (class, alone) = self.lists.samples[term.dimension as usize][term.unit as usize];
+            Some(Sample::Class(class, alone))
+        };
+        if term.dimension == Dimension::Name {
+            return match (term.not, members.domain_count()) {
+                (true, _) => Some(Sample::Unlisted),
+                (false, 0) => members.unknown.then_some(Sample::Unknown),
+                (false, _) => sampled(),
+            };
+        }
         if term.not {
             let narrow = gap(&members.narrow).map(Sample::Narrow);
             narrow.or_else(|| gap(&members.wide).map(Sample::Wide))
         } else if members.len() > 0 {
-            let (class, alone) = self.samples[term.dimension as usize][term.unit as usize];
-            Some(Sample::Class(class, alone))
+            sampled()
         } else {
             members.unknown.then_some(Sample::Unknown)
         }
@@ -177,6 +184,12 @@ impl<'c> Check<'c> {
         match (wide.not, narrow.not) {
             (false, false) => self.contains(wide.dimension, wide.unit, narrow.unit),
             (true, true) => self.contains(wide.dimension, narrow.unit, wide.unit),
+            // A flow may have several resolvers, one in each list.
+            (true, false) if wide.dimension == Dimension::Resolver => false,
+            (true, false) if wide.dimension == Dimension::Name => {
+                let few = outer.domain_count().max(inner.domain_count()) <= INTERVALS;
+                !inner.unknown && few && outer.disjoint_domains(inner, self.lists.hasher)
+            }
             (true, false) => {
                 !inner.unknown && outer.len().min(inner.len()) <= INTERVALS && outer.disjoint(inner)
             }
@@ -186,8 +199,14 @@ impl<'c> Check<'c> {
     }
 
     fn contains(&mut self, dimension: Dimension, outer: u32, inner: u32) -> bool {
-        let units = &self.units[dimension as usize];
+        let units = &self.lists.units[dimension as usize];
         let (wide, narrow) = (units[outer as usize].members(), units[inner as usize].members());
+        if dimension == Dimension::Name {
+            let few = narrow.domain_count() <= INTERVALS;
+            let covered = || wide.contains_domains(narrow, self.lists.hasher);
+            let key = (dimension, outer, inner);
+            return few && *self.covered.entry(key).or_insert_with(covered);
+        }
         if narrow.len() > INTERVALS {
             return false;
         }
@@ -199,6 +218,6 @@ impl<'c> Check<'c> {
     }
 
     fn members(&self, term: &Term) -> &'c Members {
-        self.units[term.dimension as usize][term.unit as usize].members()
+        self.lists.units[term.dimension as usize][term.unit as usize].members()
     }
 }

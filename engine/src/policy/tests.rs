@@ -28,6 +28,14 @@ impl Environment for Bench {
     fn read(&self, _: &str, path: &str) -> Result<String, ReadError> {
         self.files.get(path).cloned().ok_or(ReadError::Missing)
     }
+
+    fn resolvers(&self) -> Resolvers {
+        Resolvers::default().configured(["corp", "lab"]).expect("few")
+    }
+
+    fn secret(&self) -> u128 {
+        0x0123_4567_89ab_cdef
+    }
 }
 
 fn bench() -> Bench {

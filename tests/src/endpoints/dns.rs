@@ -12,7 +12,7 @@ use super::tcp::TcpServer;
 use super::udp::UdpServer;
 use crate::lab::Netns;
 
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
 const NXDOMAIN: u8 = 3;
@@ -52,7 +52,10 @@ impl DnsServer {
 }
 
 /// RFC 1035 section 4.2.2: each message behind its length.
-fn serve(table: &BTreeMap<String, Vec<IpAddr>>, stream: &mut TcpStream) -> io::Result<u64> {
+pub(super) fn serve(
+    table: &BTreeMap<String, Vec<IpAddr>>,
+    stream: &mut TcpStream,
+) -> io::Result<u64> {
     let mut received = 0;
     loop {
         let mut length = [0; 2];
@@ -72,7 +75,7 @@ fn serve(table: &BTreeMap<String, Vec<IpAddr>>, stream: &mut TcpStream) -> io::R
     }
 }
 
-fn answer(table: &BTreeMap<String, Vec<IpAddr>>, query: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn answer(table: &BTreeMap<String, Vec<IpAddr>>, query: &[u8]) -> Option<Vec<u8>> {
     let (name, end) = question(query)?;
     let kind = u16::from_be_bytes([*query.get(end)?, *query.get(end + 1)?]);
     let question = query.get(HEADER..end + 4)?;
@@ -108,7 +111,7 @@ fn answer(table: &BTreeMap<String, Vec<IpAddr>>, query: &[u8]) -> Option<Vec<u8>
 }
 
 /// The name of the first question, lower case, and the offset behind it.
-fn question(query: &[u8]) -> Option<(String, usize)> {
+pub(super) fn question(query: &[u8]) -> Option<(String, usize)> {
     let mut name = String::new();
     let mut at = HEADER;
     loop {

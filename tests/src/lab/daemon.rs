@@ -27,12 +27,13 @@ pub struct Daemon {
 
 impl Daemon {
     /// Writes its files. `config` are lines of tunneld.toml beside those that every test needs.
+    /// Unless it names `takeover` the host's resolver is left alone: `/etc` is everybody's.
     pub fn new(netns: &Netns, policy: &str, config: &str) -> Result<Self> {
         let files = Scratch::new()?;
         files.write("policy.d/test.policy", policy)?;
         let own = "[control]\nsocket = \"run/control.sock\"\n\
                    [policy]\ndirectory = \"policy.d\"\n[guard]\nmode = \"open\"\n";
-        files.write("tunneld.toml", &format!("{config}\n{own}"))?;
+        files.write("tunneld.toml", &format!("{}\n{own}", alone(config)))?;
         Ok(Self { netns: netns.clone(), files, running: None })
     }
 
@@ -143,6 +144,17 @@ impl Daemon {
         let running = self.running.take().context("the daemon was stopped")?;
         running.signal(signal)?;
         running.wait()
+    }
+}
+
+/// The configuration with `dns.takeover = "none"`, where it does not say otherwise.
+fn alone(config: &str) -> String {
+    if config.contains("takeover") {
+        config.to_owned()
+    } else if config.contains("[dns]\n") {
+        config.replacen("[dns]\n", "[dns]\ntakeover = \"none\"\n", 1)
+    } else {
+        format!("{config}\n[dns]\ntakeover = \"none\"\n")
     }
 }
 

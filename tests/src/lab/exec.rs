@@ -62,12 +62,17 @@ pub fn probe() -> PathBuf {
 /// A binary in the directory of this build: TARGET/PROFILE, whose `deps` the
 /// running test is in.
 fn beside(name: &str) -> PathBuf {
+    built_in().join(name)
+}
+
+/// The directory of this build: TARGET/PROFILE.
+pub(super) fn built_in() -> PathBuf {
     let test = std::env::current_exe().expect("/proc is mounted");
     let profile = test
         .ancestors()
         .find(|directory| directory.join("deps").is_dir())
         .expect("a test lies in TARGET/PROFILE/deps");
-    profile.join(name)
+    profile.to_owned()
 }
 
 /// A program about to run through `tunneld exec`.

@@ -56,7 +56,7 @@ impl<D: Device> Driver<D> {
                 return;
             };
             self.take_reload(now);
-            self.guard(now, |driver| driver.take_request(queued));
+            self.guard(now, |driver| driver.take_request(queued, now));
         }
     }
 
@@ -102,12 +102,17 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    fn take_request(&mut self, Queued { request, turn }: Queued) {
+    fn take_request(&mut self, Queued { request, turn }: Queued, now: Instant) {
         let walk = Walk::default();
         let job = match request {
             // It never waits in the queue.
             Request::Reload(reload) => return self.begin(reload),
             Request::Status { answer } => return answer(self.status()),
+            Request::Learn { learned, answer } => {
+                self.engine.learn(&learned, now);
+                return answer(());
+            }
+            Request::Name { address, answer } => return answer(self.engine.name_of(address, now)),
             Request::Own(addresses) => return self.engine.set_host_addresses(addresses),
             Request::Compare { policy, answer } => {
                 Job::Compare { policy, walk, changed: Vec::new(), answer }

@@ -44,7 +44,11 @@ impl Turns {
                 (&self.walks, WALKS)
             }
             Request::Kill { .. } => (&self.kills, KILLS),
-            Request::Reload(_) | Request::Status { .. } | Request::Own(_) => return Ok(None),
+            Request::Reload(_)
+            | Request::Status { .. }
+            | Request::Learn { .. }
+            | Request::Name { .. }
+            | Request::Own(_) => return Ok(None),
         };
         let one_more = |taken| (taken < most).then_some(taken + 1);
         match taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more) {

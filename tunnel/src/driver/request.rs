@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use engine::policy::{Policy, Verdict};
-use engine::{Counters, Report};
+use engine::{Counters, Learned, Report, ResolverSet};
 
 /// Called once with the answer, on the shard's thread (for a reload that gave way to another
 /// before it began, on the other's asker's): hand it on and return.
@@ -48,10 +48,24 @@ pub enum Request {
         /// By the rule's name, as in reports.
         answer: Answer<Hits>,
     },
+    /// Which name would a flow to this address have, and which resolvers told of it?
+    Name {
+        /// The destination.
+        address: IpAddr,
+        /// `None`: nobody told.
+        answer: Answer<Option<(Arc<str>, ResolverSet)>>,
+    },
     /// What the shard is at.
     Status {
         /// At this moment.
         answer: Answer<Status>,
+    },
+    /// Names of addresses that answers told: flows that open from now on count by them.
+    Learn {
+        /// What was told.
+        learned: Arc<[Learned]>,
+        /// The shard has it.
+        answer: Answer<()>,
     },
     /// This host's addresses beside the device's are these now. New flows count by them.
     Own(Vec<IpAddr>),
@@ -98,7 +112,9 @@ impl fmt::Debug for Request {
             Self::Flows { .. } => "Flows",
             Self::Kill { .. } => "Kill",
             Self::Hits { .. } => "Hits",
+            Self::Name { .. } => "Name",
             Self::Status { .. } => "Status",
+            Self::Learn { .. } => "Learn",
             Self::Own(_) => "Own",
         })
     }

@@ -1,5 +1,7 @@
 //! A whole shard in a namespace: real sockets and routes, the app's side played by hand.
 
+mod service;
+
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::BorrowedFd;
@@ -83,6 +85,42 @@ fn client_port(packet: &[u8]) -> u16 {
     u16::from_be_bytes([packet[at], packet[at + 1]])
 }
 
+fn config() -> Config {
+    Config {
+        mtu: 1500,
+        offload: true,
+        udp_offload: true,
+        flows: 1000,
+        half_open: 1000,
+        own: Own::Every,
+        reports: true,
+        services: Services::default(),
+        seed: 1,
+    }
+}
+
+/// What shard 3 is built from, and its reports.
+fn parts<D>(
+    device: D,
+    config: Config,
+    policy: Arc<Policy>,
+    service: Option<Box<dyn Service>>,
+) -> (Parts<D>, Receiver<(usize, Report)>) {
+    let (sender, reports) = sync_channel(100_000);
+    let parts = Parts {
+        device,
+        engine: Engine::new(config, policy, Instant::ZERO),
+        routes: Routes::open().unwrap(),
+        owners: None,
+        rings: Pool::new(16 << 20),
+        mark: None,
+        service,
+        shard: 3,
+        reports: Some(sender),
+    };
+    (parts, reports)
+}
+
 struct Shard {
     handle: Handle,
     app: App,
@@ -99,29 +137,10 @@ impl Shard {
 
     fn failing(rules: &str, own: Own, (port, skip, times): (u16, usize, usize)) -> Self {
         let (memory, app) = Memory::pair(true).unwrap();
-        let config = Config {
-            mtu: 1500,
-            offload: true,
-            udp_offload: true,
-            flows: LIMITS.flows,
-            half_open: LIMITS.flows,
-            own,
-            reports: true,
-            services: Services::default(),
-            seed: 1,
-        };
-        let (sender, reports) = sync_channel(10_000);
-        let driver = Driver::new(Parts {
-            device: Failing { memory, port, skip, times },
-            engine: Engine::new(config, policy(rules), Instant::ZERO),
-            routes: Routes::open().unwrap(),
-            owners: None,
-            rings: Pool::new(LIMITS.memory),
-            mark: None,
-            shard: 3,
-            reports: Some(sender),
-        })
-        .unwrap();
+        let config = Config { own, ..config() };
+        let (parts, reports) =
+            parts(Failing { memory, port, skip, times }, config, policy(rules), None);
+        let driver = Driver::new(parts).unwrap();
         let handle = driver.handle();
         let thread = spawn(move || driver.run().unwrap());
         Self { handle, app, kept: Vec::new(), thread, reports }

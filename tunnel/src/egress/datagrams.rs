@@ -136,6 +136,7 @@ impl<D: Device> Sockets<D> {
                 Some(echo) => echo.send(sequence, payload, dont_fragment),
                 None => return Err(Unsent::Full),
             },
+            Way::Service(_) => return Err(Unsent::Full),
         };
         sent.map_err(|error| match error {
             SendError::WouldBlock => Unsent::Full,

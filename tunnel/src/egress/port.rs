@@ -1,6 +1,6 @@
 //! The sink: packets to the device, datagrams to the sockets.
 
-use engine::{Datagram, Meta, Sink, Unsent, Way};
+use engine::{Datagram, Failure, Meta, Sink, Unsent, Way};
 
 use crate::device::{Device, MAX_PACKET, TxOffload};
 use crate::egress::Sockets;
@@ -30,6 +30,10 @@ impl<D: Device> Sink for Sockets<D> {
     }
 
     fn to_far(&mut self, way: Way, datagram: Datagram<'_>) -> Result<(), Unsent> {
-        self.send(way, datagram)
+        match (way, &mut self.queries) {
+            (Way::Service(id), Some(queries)) => queries.push(id, datagram),
+            (Way::Service(_), None) => Err(Unsent::Failed(Failure::Refused)),
+            (Way::Mapping(..) | Way::Echo(..), _) => self.send(way, datagram),
+        }
     }
 }

@@ -181,7 +181,7 @@ mod tests {
     fn urgent_data_stops_no_reader_and_is_not_lost() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (device, _app) = Memory::pair(true).unwrap();
-        let mut sockets = Sockets::new(device);
+        let mut sockets = Sockets::new(device, false);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
         let id = FlowId::from_bits(0);
         let egress = Egress {

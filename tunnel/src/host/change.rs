@@ -9,6 +9,7 @@
 //! capture. Undone in reverse, the host is uncaptured first.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use engine::DeviceName;
 use ipnet::IpNet;
@@ -88,6 +89,22 @@ pub enum Change {
     },
     /// A rule of policy routing.
     Rule(Rule),
+    /// `/etc/resolv.conf`.
+    ResolvConf {
+        /// Where it is.
+        path: PathBuf,
+        /// Where what was there is meanwhile, on the same file system.
+        kept: PathBuf,
+        /// Ours.
+        text: String,
+    },
+    /// A record of the program `resolvconf`.
+    ResolvconfRecord {
+        /// Its name.
+        record: String,
+        /// A resolv.conf(5).
+        text: String,
+    },
 }
 
 impl Change {
@@ -469,6 +486,7 @@ mod tests {
                 Via::Unreachable => format!("{to} unreachable"),
                 Via::Throw => format!("{to} throw"),
             },
+            Change::ResolvConf { .. } | Change::ResolvconfRecord { .. } => "resolver".to_owned(),
             Change::Rule(rule) => {
                 let takes = match rule.takes {
                     Takes::All => "all",

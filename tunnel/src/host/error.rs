@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::change::{Change, Device, Family, Takes, Then, Via};
 use super::nft::NftError;
+use super::resolvconf::ResolvconfError;
 
 /// Why the host is not as it was to be. Displays as `WHAT: WHY`.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +134,9 @@ pub enum Refusal {
     /// nft said no.
     #[error("{0}")]
     Nft(NftError),
+    /// resolvconf said no.
+    #[error("{0}")]
+    Resolvconf(ResolvconfError),
 }
 
 impl From<Errno> for Refusal {
@@ -147,12 +151,23 @@ impl From<NftError> for Refusal {
     }
 }
 
+impl From<ResolvconfError> for Refusal {
+    fn from(error: ResolvconfError) -> Self {
+        Self::Resolvconf(error)
+    }
+}
+
 impl HostError {
     /// What the user can do, where there is something.
     pub fn help(&self) -> Option<&'static str> {
         const NFT: &str = "apt install nftables";
         const ROOT: &str = "run tunneld as root";
-        let refusal = |why: &Refusal| match why {
+        let refusal = |change: &Change, why: &Refusal| match why {
+            Refusal::Kernel(_) if matches!(change, Change::ResolvConf { .. }) => Some(
+                "make the file and its directory writable (`chattr -i` where it is immutable), \
+                 or set `dns.takeover` to another way, or to \"none\"",
+            ),
+            Refusal::Resolvconf(_) => Some("set `dns.takeover` to another way, or to \"none\""),
             Refusal::Nft(NftError::Missing) => Some(NFT),
             Refusal::Kernel(Errno::PERM | Errno::ACCESS) => Some(ROOT),
             Refusal::Kernel(Errno::ROFS) => Some("make /proc/sys writable"),
@@ -182,10 +197,10 @@ impl HostError {
             Self::Nft(NftError::Missing) => Some(NFT),
             Self::Pattern(_) => Some("a pattern is a device name, or the start of one and `*`"),
             Self::Mark => Some("write VALUE/MASK, such as 0x74000000/0xff000000"),
-            Self::Apply { why, left, .. } if left.is_empty() => refusal(why),
+            Self::Apply { change, why, left } if left.is_empty() => refusal(change, why),
             Self::Apply { left, .. } | Self::Restore { left, .. } => left
                 .iter()
-                .find_map(|left| refusal(&left.why))
+                .find_map(|left| refusal(&left.change, &left.why))
                 .or(Some("run `tunneld cleanup` once the cause is gone")),
             Self::Directory(..)
             | Self::Journal(..)
@@ -243,6 +258,8 @@ fn what(change: &Change) -> String {
             let (family, priority) = (rule.family, rule.priority);
             format!("add the {family} rule {then}{takes} at priority {priority}")
         }
+        Change::ResolvConf { path, .. } => format!("replace {}", path.display()),
+        Change::ResolvconfRecord { record, .. } => format!("add the resolvconf record {record}"),
     }
 }
 
@@ -272,7 +289,7 @@ fn process(pid: Option<u32>) -> String {
     pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
 }
 
-fn reason(errno: Errno) -> String {
+pub(super) fn reason(errno: Errno) -> String {
     let text = std::io::Error::from(errno).to_string();
     let end = text.find(" (os error").unwrap_or(text.len());
     text[..end].to_lowercase()

@@ -27,9 +27,15 @@ pub enum NftError {
     Refused(Complaint),
 }
 
-/// The first line of what nft writes to standard error.
+/// The first line of what a program writes to standard error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint(Box<str>);
+
+impl Complaint {
+    pub(super) fn new(line: &str) -> Self {
+        Self(line.into())
+    }
+}
 
 impl std::fmt::Display for Complaint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

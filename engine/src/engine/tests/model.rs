@@ -9,9 +9,10 @@ use proptest::sample::select;
 use super::*;
 use crate::engine::Walk;
 use crate::policy::{Decision, Judgement, Verdict};
-use crate::{Fact, Facts, Report};
+use crate::{Fact, Facts, Learned, Report, ResolverId};
 
 const HOSTS: [[u8; 4]; 4] = [[203, 0, 113, 9], [203, 0, 113, 10], [198, 51, 100, 7], [8, 8, 8, 8]];
+const NAMES: [&str; 3] = ["a.example", "b.example", "other"];
 /// Flows that may exist: a client port each.
 const FLOWS: u16 = 24;
 
@@ -27,6 +28,8 @@ enum Step {
     Kill(usize),
     /// A policy comes. A walk that is under way gives way to a new one.
     Reload(usize),
+    /// An answer tells a name of the `n`th host.
+    Learn(usize, &'static str),
     /// So many flows are judged again.
     Judge(usize),
     /// So many flows are listed.
@@ -41,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => at.clone().prop_map(Step::Refused),
         1 => at.prop_map(Step::Kill),
         2 => (0..4usize).prop_map(Step::Reload),
+        3 => (0..HOSTS.len(), select(NAMES.to_vec())).prop_map(|(at, name)| Step::Learn(at, name)),
         4 => (1..9usize).prop_map(Step::Judge),
         2 => (1..9usize).prop_map(Step::List),
     ]
@@ -59,6 +63,12 @@ fn rule() -> impl Strategy<Value = String> {
         "user 1000",
         "user not 1000",
         "user unknown",
+        "to a.example",
+        "to not *.example",
+        "to unknown-name 8.8.8.8",
+        "to not other 203.0.113.9",
+        "resolver upstream",
+        "resolver not upstream",
     ]);
     (verdict, protocol, rest).prop_map(|(verdict, protocol, rest)| {
         let clauses = format!("{verdict} {protocol} {rest}");
@@ -97,6 +107,8 @@ fn judged(policy: &Policy, report: &Report) -> Decision {
     let mut facts = Facts::new(report.protocol, report.client, report.destination, true);
     facts.egress = Fact::Known(egress());
     facts.owner = owner(report.client).map_or(Fact::Unknown, Fact::Known);
+    facts.name.clone_from(&report.name);
+    facts.resolvers = report.resolvers.iter().map(|_| ResolverId::UPSTREAM).collect();
     match policy.judge(&facts) {
         Judgement::Decided(decision) => decision,
         Judgement::Needs(need) => panic!("{need:?}"),
@@ -118,6 +130,8 @@ struct Model {
     walk: Option<Walk>,
     list: Option<(Walk, Vec<Report>, Vec<u64>)>,
     rings: u32,
+    /// What was asked last for each host.
+    names: BTreeMap<IpAddr, &'static str>,
 }
 
 impl Model {
@@ -137,6 +151,7 @@ impl Model {
             walk: None,
             list: None,
             rings: 0,
+            names: BTreeMap::new(),
         }
     }
 
@@ -149,6 +164,13 @@ impl Model {
         let decision = judged(policy, report);
         assert_eq!(report.rule.as_deref(), Some(policy.rule_name(decision.rule)), "{report:?}");
         assert_eq!(report.verdict, Some(decision.verdict), "{report:?}");
+    }
+
+    /// A flow that opens now has the name asked last.
+    fn named(&self, report: &Report) {
+        let name = self.names.get(&report.destination.ip()).copied();
+        assert_eq!(report.name.as_deref(), name, "{report:?}");
+        assert_eq!(report.resolvers.len(), usize::from(name.is_some()), "{report:?}");
     }
 
     fn step(&mut self, step: &Step) {
@@ -187,6 +209,14 @@ impl Model {
                 self.bench.engine.reload(Arc::clone(policy), self.generations.len() as u64);
                 self.walk = Some(Walk::default());
             }
+            Step::Learn(host, name) => {
+                let address = IpAddr::from(HOSTS[host]);
+                let ttl = Duration::from_secs(60);
+                let addresses = vec![(address, ResolverId::UPSTREAM.into())];
+                let learned = Learned { name: name.into(), addresses, ttl };
+                self.bench.engine.learn(&[learned], self.bench.now);
+                self.names.insert(address, name);
+            }
             Step::Judge(most) => self.judge(most),
             Step::List(most) => self.list(most),
         }
@@ -212,6 +242,7 @@ impl Model {
         for report in reports {
             assert_eq!(report.generation as usize, self.generations.len(), "judged by the newest");
             self.check(&report);
+            self.named(&report);
         }
         let generation = self.generations.len() as u64;
         if self.bench.engine.flows_opened() == opened {
@@ -226,6 +257,7 @@ impl Model {
         let listed = self.bench.list().into_iter().find(|report| report.number == number);
         if let Some(report) = listed {
             assert_eq!(judged(newest, &report).verdict, Verdict::Allow);
+            self.named(&report);
             assert_eq!(outcome, Outcome::Held);
             self.answered.remove(&port(flow));
             self.live.insert(number, report);
@@ -299,6 +331,8 @@ impl Model {
         assert_eq!(numbers.len(), self.bench.engine.live());
         for report in listed {
             self.check(&report);
+            let before = self.live.get(&report.number).and_then(|before| before.name.as_ref());
+            assert_eq!(before, report.name.as_ref(), "a flow keeps its name");
             self.live.insert(report.number, report);
         }
         self.bench.outputs.clear();

@@ -2,8 +2,11 @@
 
 use std::fmt::Write;
 
+use smallvec::SmallVec;
+
 use super::super::Verdict;
 use super::super::diagnostic::{Site, SourceId, code, nearest, quoted};
+use super::super::domains::Domains;
 use super::super::index::{Dimension, Row, Term};
 use super::super::rule::{
     AddressItem, Clause, Domain, EgressItem, Line, List, Name, Spanned, UserItem,
@@ -12,6 +15,21 @@ use super::super::set::{Members, UnitKey};
 use super::super::{item, parse};
 use super::units::own;
 use super::{ClauseEntry, Compiler, Lowered, RuleEntry, Test, not_yet, unknown_user, way_out};
+use crate::ResolverId;
+
+/// Lists over two dimensions of which one has to hold.
+type Either = SmallVec<[[Term; 2]; 2]>;
+
+/// Adds a clause that has a list in one or two dimensions.
+fn add(terms: SmallVec<[Term; 2]>, row: &mut Row, either: &mut Either) -> Test {
+    let dimensions = terms.iter().fold(0, |mask, term| mask | term.dimension.mask());
+    let not = terms.iter().any(|term| term.not);
+    match <[Term; 2]>::try_from(&terms[..]) {
+        Ok(both) if !not => either.push(both),
+        Ok(_) | Err(_) => terms.into_iter().for_each(|term| row.add(term)),
+    }
+    Test::Lists { dimensions, not }
+}
 
 impl Compiler<'_> {
     pub(super) fn lower(
@@ -27,8 +45,8 @@ impl Compiler<'_> {
         let first_clause = position(lowered.clauses.len());
         let mut id: Option<&str> = None;
         let mut row = Row::new(rule);
-        // The list over two dimensions, if it is not negated: one row for each.
-        let mut either: Option<[Term; 2]> = None;
+        // Lists over two dimensions that are not negated: a row for each.
+        let mut either = Either::new();
         for clause in clauses {
             let test = match &clause.value {
                 Clause::Id(name) => {
@@ -50,19 +68,16 @@ impl Compiler<'_> {
                     self.way_out(Site { source, span: via.span }, &via.value);
                     Test::Always
                 }
+                Clause::To(list) => {
+                    let terms = self.destination(source, list, lowered);
+                    add(terms, &mut row, &mut either)
+                }
                 Clause::Egress(list) => {
                     let terms = self.egress(source, list, lowered);
-                    let dimensions = terms.iter().fold(0, |mask, t| mask | t.dimension.mask());
-                    match <[Term; 2]>::try_from(terms) {
-                        Ok(both) if !list.not => either = Some(both),
-                        Ok(both) => both.into_iter().for_each(|term| row.add(term)),
-                        Err(one) => one.into_iter().for_each(|term| row.add(term)),
-                    }
-                    Test::Lists { dimensions, not: list.not }
+                    add(terms, &mut row, &mut either)
                 }
                 Clause::From(_)
                 | Clause::Client(_)
-                | Clause::To(_)
                 | Clause::Port(_)
                 | Clause::Resolver(_)
                 | Clause::User(_)
@@ -78,15 +93,15 @@ impl Compiler<'_> {
             };
             lowered.clauses.push(ClauseEntry { span: clause.span, test });
         }
-        match either {
-            Some(both) => {
-                for term in both {
-                    let mut row = row;
-                    row.add(term);
-                    lowered.rows.push(row);
-                }
+        let first_row = lowered.rows.len();
+        lowered.rows.push(row);
+        for [one, other] in either {
+            for at in first_row..lowered.rows.len() {
+                let mut row = lowered.rows[at];
+                row.add(other);
+                lowered.rows[at].add(one);
+                lowered.rows.push(row);
             }
-            None => lowered.rows.push(row),
         }
         let name = lowered.names.len();
         match id {
@@ -120,8 +135,8 @@ impl Compiler<'_> {
             Clause::Client(list) => {
                 (Dimension::Client, list.not, self.addresses(source, "client", list))
             }
-            Clause::To(list) => {
-                (Dimension::Destination, list.not, self.addresses(source, "to", list))
+            Clause::Resolver(list) => {
+                (Dimension::Resolver, list.not, self.resolver_list(source, list))
             }
             Clause::Port(list) => {
                 let ports = list.items.iter().map(|item| item.value);
@@ -130,10 +145,6 @@ impl Compiler<'_> {
             }
             Clause::User(list) => (Dimension::Uid, list.not, self.users(source, list)),
             Clause::Cgroup(list) => (Dimension::Cgroup, list.not, self.names.cgroup_list(list)),
-            Clause::Resolver(_) => {
-                self.not_yet(site, "`resolver`", "name the addresses with `to`");
-                return None;
-            }
             Clause::App(_) => {
                 self.not_yet(site, "`app`", "`user` and `cgroup` tell programs apart");
                 return None;
@@ -142,11 +153,89 @@ impl Compiler<'_> {
                 self.not_yet(site, "`protected`", "without it the rule allows the same");
                 return None;
             }
-            Clause::Protocol(_) | Clause::Egress(_) | Clause::Via(_) | Clause::Id(_) => {
-                return None;
-            }
+            Clause::Protocol(_)
+            | Clause::To(_)
+            | Clause::Egress(_)
+            | Clause::Via(_)
+            | Clause::Id(_) => return None,
         };
         Some(Term { dimension, not, unit: lowered.unit(dimension, key, &self.sets) })
+    }
+
+    /// A list over addresses and names: what of both it has, a term each.
+    pub(super) fn destination(
+        &mut self,
+        source: SourceId,
+        list: &List<AddressItem>,
+        lowered: &mut Lowered,
+    ) -> SmallVec<[Term; 2]> {
+        let mut addresses = self.addresses(source, "to", list);
+        let mut names = UnitKey::default();
+        names.sets.extend(
+            addresses.sets.iter().copied().filter(|at| self.set_at(*at).domain_count() > 0),
+        );
+        // A set of nothing is an empty list of addresses.
+        let is_of_names = |at: u32| {
+            let set = self.set_at(at);
+            set.len() == 0 && set.domain_count() > 0
+        };
+        addresses.sets.retain(|at| !is_of_names(*at));
+        let mut domains = Domains::default();
+        for item in &list.items {
+            match &item.value {
+                AddressItem::Domain(domain) => {
+                    domains.push(domain.below, &domain.name, &self.hasher);
+                }
+                AddressItem::UnknownName => names.own.unknown = true,
+                AddressItem::Any
+                | AddressItem::Multicast
+                | AddressItem::Broadcast
+                | AddressItem::Prefix(_)
+                | AddressItem::Set(_) => {}
+            }
+        }
+        names.own.put_domains(domains);
+        names.normalise();
+        let by_name = names != UnitKey::default();
+        let by_address = addresses != UnitKey::default();
+        let mut terms = SmallVec::new();
+        for (is_in, dimension, key) in [
+            (by_address || !by_name, Dimension::Destination, addresses),
+            (by_name, Dimension::Name, names),
+        ] {
+            if is_in {
+                let unit = lowered.unit(dimension, key, &self.sets);
+                terms.push(Term { dimension, not: list.not, unit });
+            }
+        }
+        terms
+    }
+
+    fn set_at(&self, at: u32) -> &Members {
+        &self.sets[at as usize].members
+    }
+
+    fn resolver_list(&mut self, source: SourceId, list: &List<Name>) -> UnitKey {
+        let mut members = Members::default();
+        for item in &list.items {
+            let id = self.resolver(Site { source, span: item.span }, &item.value);
+            members.narrow.extend(id.map(|id| (u32::from(id.number()), u32::from(id.number()))));
+        }
+        own(members)
+    }
+
+    /// The resolver of this name.
+    pub(super) fn resolver(&mut self, site: Site, name: &Name) -> Option<ResolverId> {
+        let id = self.resolvers.id(name);
+        if id.is_none() {
+            let message = format!("the configuration has no resolver {}", quoted(name));
+            let help = match nearest(name, self.resolvers.names()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("`[[resolver]]` with `name = \"{name}\"` in tunneld.toml makes it"),
+            };
+            self.findings.error(code::UNKNOWN_RESOLVER, site, message).help(help);
+        }
+        id
     }
 
     pub(super) fn egress(
@@ -154,7 +243,7 @@ impl Compiler<'_> {
         source: SourceId,
         list: &List<EgressItem>,
         lowered: &mut Lowered,
-    ) -> Vec<Term> {
+    ) -> SmallVec<[Term; 2]> {
         let mut addresses = UnitKey::default();
         let mut devices = Members::default();
         for item in &list.items {
@@ -173,7 +262,7 @@ impl Compiler<'_> {
         }
         addresses.normalise();
         let not = list.not;
-        let mut terms = Vec::new();
+        let mut terms = SmallVec::new();
         let by_address = !addresses.sets.is_empty() || addresses.own != Members::default();
         if by_address || devices.narrow.is_empty() {
             let dimension = Dimension::EgressAddress;
@@ -207,15 +296,9 @@ impl Compiler<'_> {
                 AddressItem::Broadcast => key.own.narrow.push((u32::MAX, u32::MAX)),
                 AddressItem::Prefix(prefix) => key.own.add_prefix(*prefix),
                 AddressItem::Set(name) => key.sets.extend(self.set(clause, site, name)),
-                AddressItem::UnknownName => self.not_yet(
-                    site,
-                    "`unknown-name`",
-                    "no flow has a name here: leave the clause out",
-                ),
-                AddressItem::Domain(domain) if clause == "to" => {
-                    let help = self.domain_help(domain);
-                    self.not_yet(site, "a domain in `to`", &help);
-                }
+                // Of `to` alone, which looks at both by itself.
+                AddressItem::UnknownName => {}
+                AddressItem::Domain(domain) if clause == "to" => self.plain_domain(site, domain),
                 AddressItem::Domain(_) => {
                     let message = format!("a domain matches nothing in `{clause}`");
                     let finding = if only_domains {
@@ -231,16 +314,21 @@ impl Compiler<'_> {
         key
     }
 
-    /// What was probably meant by a domain that is none.
-    pub(super) fn domain_help(&self, domain: &Domain) -> String {
-        let plain = !domain.below && !domain.name.contains('.');
-        if plain && self.set_names.contains_key(&domain.name) {
-            return format!("did you mean the set `@{}`?", domain.name);
+    /// Warns of a domain that is probably none: the name of a set without `@`, or a clause's
+    /// word with a letter wrong.
+    pub(super) fn plain_domain(&mut self, site: Site, domain: &Domain) {
+        if domain.below || domain.name.contains('.') {
+            return;
         }
-        match nearest(&domain.name, parse::CLAUSES).filter(|_| plain) {
-            Some(clause) => format!("did you mean the clause `{clause}`?"),
-            None => "write its addresses or prefixes".to_owned(),
-        }
+        let help = if self.set_names.contains_key(&domain.name) {
+            format!("did you mean the set `@{}`?", domain.name)
+        } else if let Some(clause) = nearest(&domain.name, parse::CLAUSES) {
+            format!("did you mean the clause `{clause}`?")
+        } else {
+            return;
+        };
+        let message = format!("{} is a domain here", quoted(&domain.name));
+        self.findings.warning(code::PLAIN_DOMAIN, site, message).help(help);
     }
 
     /// The set of this name, used in `clause`.
@@ -260,26 +348,14 @@ impl Compiler<'_> {
         };
         let set = &mut self.sets[at as usize];
         set.used = true;
-        if clause != "to" {
-            if set.is_only_domains() {
-                self.findings
-                    .error(
-                        code::DOMAIN_HERE,
-                        site,
-                        format!("a set of nothing but domains matches nothing in `{clause}`"),
-                    )
-                    .related(set.site, "the set");
-            }
-        } else if let Some(domain) = set.first_domain.take() {
-            let more = set.domains - 1;
-            let message = match more {
-                0 => "a domain in a set for `to` is not in this version".to_owned(),
-                _ => format!("domains in a set for `to` ({more} more) are not in this version"),
-            };
+        if !matches!(clause, "to" | "resolve") && set.is_only_domains() {
             self.findings
-                .error(code::NOT_IN_THIS_VERSION, domain, message)
-                .related(site, "used here")
-                .help("the set may hold addresses and prefixes");
+                .error(
+                    code::DOMAIN_HERE,
+                    site,
+                    format!("a set of nothing but domains matches nothing in `{clause}`"),
+                )
+                .related(set.site, "the set");
         }
         Some(at)
     }

@@ -106,21 +106,28 @@ impl Lowered {
             Entry::Vacant(place) => {
                 let unit = u32::try_from(list.len()).unwrap_or(u32::MAX);
                 place.insert((hash, unit));
-                list.push(Unit { sets: union(&key, sets), key });
+                list.push(Unit { sets: union(dimension, &key, sets), key });
                 unit
             }
         }
     }
 }
 
-/// What a list stands for, where sets are in it.
-fn union(key: &UnitKey, sets: &[ResolvedSet]) -> Option<Rc<Members>> {
+/// What a list over one dimension stands for, where sets are in it.
+fn union(dimension: Dimension, key: &UnitKey, sets: &[ResolvedSet]) -> Option<Rc<Members>> {
     match &key.sets[..] {
         [] => None,
         [one] if key.own == Members::default() => Some(Rc::clone(&sets[*one as usize].members)),
         several => {
             let mut members = key.own.clone();
-            several.iter().for_each(|set| members.add(&sets[*set as usize].members));
+            for set in several {
+                let set = &sets[*set as usize].members;
+                if dimension == Dimension::Name {
+                    members.add_domains(set);
+                } else {
+                    members.add(set);
+                }
+            }
             members.normalise();
             Some(Rc::new(members))
         }

@@ -6,6 +6,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
+use super::super::domains::{Domains, NameHasher, NameMap, Pair};
 use super::super::set::{Interval, Key, Members, Unit};
 use super::bits::{Bits, ClassId, EMPTY};
 use super::{Dimension, Row, TooLarge};
@@ -53,6 +54,9 @@ impl UnitRows {
     }
 }
 
+/// For each list the class of its lowest value, and whether that is one row's alone.
+type Lowest = Vec<(ClassId, bool)>;
+
 /// A dimension: from a value to a class.
 #[derive(Debug, Default)]
 pub(super) struct Table {
@@ -68,10 +72,7 @@ pub(super) struct Table {
 
 impl Table {
     /// With the class of the lowest value of each list, and whether it is one row's alone.
-    pub(super) fn build(
-        units: &[Unit],
-        rows: &UnitRows,
-    ) -> Result<(Self, Vec<(ClassId, bool)>), TooLarge> {
+    pub(super) fn build(units: &[Unit], rows: &UnitRows) -> Result<(Self, Lowest), TooLarge> {
         let mut table = Self::default();
         let mut seen =
             Seen { classes: HashMap::default(), lowest: vec![(EMPTY, false); units.len()] };
@@ -84,6 +85,59 @@ impl Table {
             table.union(units, rows, |members| !members.narrow.is_empty() || members.unknown)?;
         table.possible_wide = table.union(units, rows, |members| !members.wide.is_empty())?;
         Ok((table, seen.lowest))
+    }
+
+    /// The dimension of names.
+    pub(super) fn of_names(
+        units: &[Unit],
+        rows: &UnitRows,
+        hasher: &NameHasher,
+    ) -> Result<(Self, NameMap, Lowest), TooLarge> {
+        let mut table = Self::default();
+        let none = Domains::default();
+        let lists: Vec<&Domains> =
+            units.iter().map(|unit| unit.members().domains.as_deref().unwrap_or(&none)).collect();
+        let mut lowest = vec![(EMPTY, false); units.len()];
+        let mut classes: HashMap<u128, ClassId, FixedState> = HashMap::default();
+        classes.insert(0, EMPTY);
+        // Of each class, the sum of the keys of the lists that hold, and their number.
+        let mut sums: HashMap<ClassId, (u128, usize), FixedState> = HashMap::default();
+        sums.insert(EMPTY, (0, 0));
+        // Of each domain, the class of the names below it.
+        let mut below = vec![EMPTY; lists.iter().map(|list| list.len()).sum()];
+        let mut toggled: Vec<u32> = Vec::new();
+        let names = NameMap::build(&lists, hasher, |node| {
+            let mut class = node.parent.map_or(EMPTY, |parent| below[parent]);
+            let (mut sum, mut holding) = sums.get(&class).copied().unwrap_or_default();
+            let mut with = |all: bool| -> Result<ClassId, TooLarge> {
+                toggled.clear();
+                for (unit, _) in node.lists().filter(|(_, below)| *below == all) {
+                    sum = sum.wrapping_add(unit_key(unit));
+                    holding += 1;
+                    toggled.extend_from_slice(rows.of(unit));
+                }
+                class = match classes.entry(sum) {
+                    Entry::Occupied(class) => *class.get(),
+                    Entry::Vacant(place) => {
+                        let class = table.bits.toggled(class, &mut toggled)?;
+                        sums.insert(class, (sum, holding));
+                        *place.insert(class)
+                    }
+                };
+                Ok(class)
+            };
+            below[node.place] = with(true)?;
+            let pair = Pair { below: below[node.place], exact: with(false)? };
+            for (unit, _) in node.lists() {
+                if lowest[unit as usize].0 == EMPTY {
+                    let alone = holding == 1 && rows.of(unit).len() == 1;
+                    lowest[unit as usize] = (pair.exact, alone);
+                }
+            }
+            Ok(pair)
+        })?;
+        table.unknown = table.union(units, rows, |members| members.unknown)?;
+        Ok((table, names, lowest))
     }
 
     /// Walks the ends of all lists in order and notes where the class changes. A class

@@ -62,6 +62,23 @@ impl<'t> Parser<'t, '_> {
         List { not, items }
     }
 
+    /// Items that no `not` can stand before.
+    pub(super) fn plain_list<T>(
+        &mut self,
+        clause: &str,
+        item: impl FnMut(&mut Self, Token) -> Option<T>,
+    ) -> Vec<Spanned<T>> {
+        let first = self.peek();
+        let list = self.list(clause, item);
+        if let Some(word) = first.filter(|_| list.not) {
+            let site = self.site(word.span);
+            self.findings
+                .error(code::UNEXPECTED, site, "`not` does not stand here")
+                .help("it negates the list of a clause, as in `to not @lan`");
+        }
+        list.items.into_vec()
+    }
+
     pub(super) fn empty(&mut self, message: &str) {
         let (span, next) = match self.peek() {
             Some(token) => (token.span, self.bare()),

@@ -24,6 +24,39 @@ fn expects() {
         ("no user", "allow user not root\nexpect block tcp any to 192.0.2.1", None),
         ("user unknown", "allow user unknown\nexpect allow tcp any to 192.0.2.1", None),
         ("via", "allow via direct\nexpect allow tcp any to 192.0.2.1 via direct", None),
+        ("a name", "block to *.example\nallow\nexpect block tcp any to a.example port 80", None),
+        (
+            "a name in a set",
+            "set s = 10.0.0.0/8 a.example\nallow to @s\nexpect allow tcp any to A.Example.",
+            None,
+        ),
+        ("another name", "allow to a.example\nexpect block tcp any to b.example", None),
+        (
+            "a name has no known address",
+            "allow to 10.0.0.0/8 not-it.example\nexpect block tcp any to a.example",
+            None,
+        ),
+        ("nor is it another", "allow to not 10.0.0.0/8\nexpect block tcp any to a.example", None),
+        (
+            "a name and a source",
+            "allow from fd00::/8 to a.example\nexpect allow tcp fd00::1 to a.example",
+            None,
+        ),
+        (
+            "a name, and the version of its address counts",
+            "allow from 0.0.0.0/0 to a.example\nexpect allow tcp any to a.example",
+            Some((
+                "expect-depends",
+                "the verdict depends on the source: from :: `default` blocks it",
+            )),
+        ),
+        ("no name", "allow to unknown-name\nexpect allow tcp any to 192.0.2.1", None),
+        ("no resolver", "allow resolver not corp\nexpect block tcp any to a.example", None),
+        (
+            "a wrong name",
+            "block to a.example id ads\nallow\nexpect allow tcp any to a.example",
+            Some(("expect-failed", "expected `allow`, but the rule `ads` blocks it")),
+        ),
         (
             "depends",
             "allow from 10.0.0.0/8 id lan\nexpect allow tcp any to 192.0.2.1",

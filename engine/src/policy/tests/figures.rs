@@ -1,6 +1,7 @@
 //! How long a large policy takes; run by hand.
 
 use super::*;
+use crate::cpu_time::cpu_time;
 
 /// `cargo test --profile ci -p engine -- --ignored --nocapture figures`
 #[test]
@@ -30,13 +31,6 @@ enum Kind {
     Few,
     /// Two hundred sets of fifty addresses, over and over.
     Sets,
-}
-
-/// Time that this thread ran: other work on the machine does not count.
-fn cpu_time() -> std::time::Duration {
-    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-    let ran = stat.split(' ').next().and_then(|ns| ns.parse().ok());
-    std::time::Duration::from_nanos(ran.expect("nanoseconds"))
 }
 
 fn measure(kind: Kind, rules: u32, items: u32) {
@@ -128,5 +122,90 @@ fn measure(kind: Kind, rules: u32, items: u32) {
         "{rules} rules {kind:?}, {items} items: load {load:?}, {} MB, judge {judge:?}, {} warnings, {decided:?}",
         (policy.rules.index.heap_bytes() + policy.routes.index.heap_bytes()) / 1_000_000,
         warnings.len(),
+    );
+}
+
+/// The same for names: `cargo test --profile ci -p engine -- --ignored --nocapture figures`
+#[test]
+#[ignore = "a measurement, not a test"]
+fn figures_of_names() {
+    for (items, below, rules) in
+        [(10_u32, 0, 0), (10_000, 50, 0), (1_000_000, 0, 0), (1_000_000, 100, 0), (10, 0, 100_000)]
+    {
+        measure_names(items, below, rules);
+    }
+}
+
+/// A list of so many names, of which a share of `below` in 100 has `*.` in front, and so many
+/// rules about a domain each.
+fn measure_names(items: u32, below: u32, rules: u32) {
+    const TOPS: [&str; 4] = ["com", "net", "org", "example"];
+    let mut seed = 7_u64;
+    let mut random = |limit: u32| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((seed >> 33) as u32) % limit
+    };
+    let mut listed: Vec<String> = Vec::new();
+    let mut list = String::new();
+    for n in 0..items {
+        let top = TOPS[random(4) as usize];
+        let name = match random(3) {
+            0 => format!("host{n}.{top}"),
+            1 => format!("a{}.host{n}.{top}", random(100)),
+            _ => format!("a{}.b.site{n}.{top}", random(100)),
+        };
+        let lead = if random(100) < below { "*." } else { "" };
+        list += &format!("{lead}{name}\n");
+        listed.push(name);
+    }
+    let mut bench = bench();
+    bench.files.insert("list.txt", list);
+    let mut text = String::from(
+        "policy 1\nset list = file \"list.txt\"\nblock to @list\nresolve @list using none\n\
+         resolve *.corp.example using corp\ndefault allow\n",
+    );
+    for n in 0..rules {
+        let lead = if n % 2 == 0 { "*." } else { "" };
+        text += &format!("allow tcp to {lead}a{}.unlisted{n}.example port {}\n", n % 7, n % 1000);
+    }
+    let source = Source { name: "p".into(), text };
+    let before = cpu_time();
+    let (policy, _) = Policy::load(&[source], &bench).expect("a good policy");
+    let load = cpu_time() - before;
+    let flows: Vec<Facts> = (0..200_000_u32)
+        .map(|n| {
+            let known = &listed[random(items) as usize];
+            let name = match random(4) {
+                0 => known.clone(),
+                1 => format!("www.{known}"),
+                2 => format!("www.host{n}.unlisted.example"),
+                _ => format!("a.b.c.d{n}.com"),
+            };
+            let destination = "192.0.2.1:443".parse().expect("address");
+            let client = "198.18.0.1:1".parse().expect("address");
+            let mut facts = Facts::new(Protocol::Tcp, client, destination, true);
+            facts.name = Some(name.into());
+            facts
+        })
+        .collect();
+    let before = cpu_time();
+    let mut blocked = 0;
+    for facts in &flows {
+        let Judgement::Decided(decision) = policy.judge(facts) else { panic!("all is known") };
+        blocked += usize::from(decision.verdict == Verdict::Block);
+    }
+    let judge = (cpu_time() - before) / flows.len() as u32;
+    let before = cpu_time();
+    let mut none = 0;
+    for name in flows.iter().filter_map(|facts| facts.name.as_deref()) {
+        none += usize::from(policy.resolution(name).form == Form::None);
+    }
+    let resolution = (cpu_time() - before) / flows.len() as u32;
+    assert_eq!(blocked, none, "one list, twice");
+    println!(
+        "{items} names, {below} in 100 with all below, {rules} rules: load {load:?}, {} kB in the rules' index, \
+         judge {judge:?}, resolution {resolution:?}, {blocked} of {} listed",
+        policy.rules.index.heap_bytes() / 1_000,
+        flows.len(),
     );
 }

@@ -47,6 +47,81 @@ fn warnings() {
             "set a = file \"lists/empty.txt\"\nblock to @a",
             vec!["shadowed a.policy:3:1"],
         ),
+        (
+            "a domain in another",
+            "block to *.example\nallow to a.example *.b.example",
+            vec!["shadowed a.policy:3:1"],
+        ),
+        ("a domain above", "block to a.example\nallow to *.a.example", vec![]),
+        ("names and addresses", "block to *.example\nallow to a.example 10.0.0.1", vec![]),
+        (
+            "both",
+            "block to *.example 10.0.0.0/8\nallow to a.example 10.0.0.1",
+            vec!["shadowed a.policy:3:1"],
+        ),
+        ("a name has addresses", "block to 10.0.0.0/8\nallow to a.example", vec![]),
+        (
+            "another name",
+            "block to not a.example\nallow to b.example",
+            vec!["shadowed a.policy:3:1"],
+        ),
+        ("not the name", "block to not a.example\nallow to *.example", vec![]),
+        ("a flow has one name", "block to not a.example\nallow to unknown-name", vec![]),
+        (
+            "no name",
+            "block to unknown-name a.example\nallow to unknown-name",
+            vec!["shadowed a.policy:3:1"],
+        ),
+        (
+            "a name in a set",
+            "set s = *.example\nblock to @s\nallow to a.example",
+            vec!["shadowed a.policy:4:1"],
+        ),
+        ("resolvers", "block resolver corp lab\nallow resolver lab", vec!["shadowed a.policy:3:1"]),
+        ("several resolvers", "block resolver not corp\nallow resolver lab", vec![]),
+        (
+            "a part of a list is empty",
+            "set a = file \"lists/empty.txt\"\nblock to @a b.example",
+            vec![],
+        ),
+        (
+            "names of a rule before",
+            "resolve *.a.example using corp\nresolve b.a.example *.c.a.example using lab",
+            vec!["shadowed a.policy:3:1"],
+        ),
+        (
+            "one is left",
+            "resolve *.a.example using corp\nresolve b.a.example c.example using lab",
+            vec![],
+        ),
+        (
+            "all names",
+            "resolve * using corp\nresolve a.example using lab",
+            vec!["shadowed a.policy:3:1"],
+        ),
+        (
+            "all names twice",
+            "resolve * using corp\nresolve a.b * using lab",
+            vec!["shadowed a.policy:3:1"],
+        ),
+        (
+            "addresses of names",
+            "set a = 10.0.0.0/8 a.example\nset b = 10.1.0.0/16\nresolve @a using corp\nresolve @b using lab",
+            vec!["shadowed a.policy:5:1"],
+        ),
+        (
+            "no names",
+            "set a = file \"lists/empty.txt\"\nresolve @a using corp",
+            vec!["shadowed a.policy:3:1"],
+        ),
+        ("used by resolve", "set a = a.example\nresolve @a using none", vec![]),
+        (
+            "a set without its @",
+            "set lan = 10.0.0.0/8\nblock to lan @lan",
+            vec!["plain-domain a.policy:3:10"],
+        ),
+        ("a clause's word", "allow to 10.0.0.1 tpc", vec!["plain-domain a.policy:2:19"]),
+        ("a plain domain", "resolve intranet using corp", vec![]),
         ("not nothing", "set a = file \"lists/empty.txt\"\nblock to not @a", vec![]),
     ] {
         let loaded = line(text);
