@@ -27,7 +27,8 @@ const OPEN: usize = 4_096;
 const BATCH: usize = 256;
 /// A shard that is asked again.
 const RETRY: Duration = Duration::from_millis(1);
-/// A shard that does not take a name by then does not hold up the others.
+/// An answer that a shard has not learned of by then is dropped: its asker asks again, and a flow
+/// to an address is never judged without the name that led there.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Answers `queries` until no desk is left.
@@ -46,10 +47,10 @@ pub(super) async fn serve(
             telling = Some(Box::pin(tell(batch, shards.clone())));
         }
         tokio::select! {
-            query = queries.recv(), if open.len() < OPEN => {
+            query = queries.recv(), if open.len() + found.len() < OPEN => {
                 let Some(query) = query else { return };
                 open.push(answer(&resolver, query));
-                while open.len() < OPEN && let Ok(query) = queries.try_recv() {
+                while open.len() + found.len() < OPEN && let Ok(query) = queries.try_recv() {
                     open.push(answer(&resolver, query));
                 }
             }
@@ -78,30 +79,34 @@ fn answer(
     async move { (asker, resolver.resolve(bytes, over(asker)).await) }
 }
 
-/// Every shard learns the names, then the askers have their answers. The asker's own shard
-/// learns with the answer.
+/// Every shard learns the names, then the askers have their answers. A shard that is alone learns
+/// with the answer; several learn all in one order, so that the name asked last is the same.
 async fn tell(batch: Vec<(Asker, Answer)>, shards: Vec<Handle>) {
     let learned: Vec<Option<Learned>> =
         batch.iter().map(|(_, answer)| answer.learned.as_ref().map(learned)).collect();
     let all: Arc<[Learned]> = learned.iter().flatten().cloned().collect();
-    if shards.len() > 1 && !all.is_empty() {
+    let alone = shards.len() == 1;
+    let mut known = true;
+    if !alone && !all.is_empty() {
         let teach = shards.iter().map(|shard| teach(shard, &all));
-        futures_util::future::join_all(teach).await;
+        known = futures_util::future::join_all(teach).await.into_iter().all(|learned| learned);
     }
     for ((asker, answer), learned) in batch.into_iter().zip(learned) {
         let Some(shard) = shards.get(asker.shard) else { continue };
         let reply = Reply {
             flow: asker.flow,
             ticket: asker.ticket,
-            bytes: answer.bytes,
-            learned: learned.map(|learned| Arc::from([learned])),
+            // Empty: there will be none.
+            bytes: if learned.is_none() || known { answer.bytes } else { Vec::new() },
+            learned: learned.filter(|_| alone).map(|learned| Arc::from([learned])),
         };
         // One that is full has more questions than it can take answers: they ask again.
         let _ = shard.reply(reply);
     }
 }
 
-async fn teach(shard: &Handle, learned: &Arc<[Learned]>) {
+/// Whether a shard has learned. One that has ended needs to know nothing.
+async fn teach(shard: &Handle, learned: &Arc<[Learned]>) -> bool {
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
         let (taken, has) = oneshot::channel();
@@ -112,13 +117,13 @@ async fn teach(shard: &Handle, learned: &Arc<[Learned]>) {
         match shard.ask(Request::Learn { learned: Arc::clone(learned), answer }) {
             Ok(()) => {
                 // One that ends drops the question.
-                let _ = timeout(PATIENCE, has).await;
-                return;
+                return timeout(PATIENCE, has).await.is_ok();
             }
-            Err(Unasked::Gone) => return,
+            Err(Unasked::Gone) => return true,
             Err(Unasked::Busy) => sleep(RETRY).await,
         }
     }
+    false
 }
 
 fn learned(learned: &dns::resolver::Learned) -> Learned {
