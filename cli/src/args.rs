@@ -41,6 +41,7 @@ pub(crate) enum Verb {
     Reload(crate::reload::ReloadArgs),
     Diff(crate::diff::DiffArgs),
     Dns(crate::dns_verb::DnsArgs),
+    Import(crate::import::ImportArgs),
     Cleanup(crate::cleanup::CleanupArgs),
     Man(crate::man::ManArgs),
     Completions(crate::completions::CompletionsArgs),
@@ -83,5 +84,5 @@ pub(crate) struct ExecArgs {
 /// Verbs of the stable interface that later versions bring.
 pub(crate) const LATER: &[&str] = &[
     "top", "set", "paths", "leaks", "doctor", "capture", "up", "down", "lock", "unlock", "portal",
-    "fleet", "import",
+    "fleet",
 ];

@@ -4,11 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use engine::Resolvers;
 use engine::policy::Summary;
 use serde_json::json;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Named};
 use crate::diagnostics::{self, Told};
 use crate::error::code;
 use crate::policy_files::{self, PolicyFiles};
@@ -49,11 +48,11 @@ struct Found {
 /// A file cannot be read.
 pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
     let mut found = Found::default();
-    let (policy, resolvers) = match &args.config {
+    let (policy, named) = match &args.config {
         Some(file) => found.configuration(file)?,
-        None => (Some(args.path.clone()), Resolvers::default()),
+        None => (Some(args.path.clone()), Named::default()),
     };
-    let read = policy.map_or(Ok(()), |path| found.policy(path, resolvers, args.syntax));
+    let read = policy.map_or(Ok(()), |path| found.policy(path, named, args.syntax));
     for told in found.told.iter().filter(|_| json) {
         diagnostics::line(told.object());
     }
@@ -67,17 +66,17 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<u8> {
 }
 
 impl Found {
-    /// Looks at a configuration; gives the path of its policy, where it says one, and the
-    /// resolvers that it names.
-    fn configuration(&mut self, file: &Path) -> anyhow::Result<(Option<PathBuf>, Resolvers)> {
+    /// Looks at a configuration; gives the path of its policy, where it says one, and what
+    /// a policy may name.
+    fn configuration(&mut self, file: &Path) -> anyhow::Result<(Option<PathBuf>, Named)> {
         let text = config::text_of(file)?;
         let (config, faults) = config::look(file, &text);
-        self.told.extend(Told::of_faults(&faults, &text));
-        Ok((policy_of(&config, &text), config.resolvers()?))
+        self.told.extend(Told::of_faults(&faults));
+        Ok((policy_of(&config, &text), config.named()?))
     }
 
-    fn policy(&mut self, path: PathBuf, resolvers: Resolvers, syntax: bool) -> anyhow::Result<()> {
-        let files = PolicyFiles::read(&[path])?.with_resolvers(resolvers);
+    fn policy(&mut self, path: PathBuf, named: Named, syntax: bool) -> anyhow::Result<()> {
+        let files = PolicyFiles::read(&[path])?.with_names(named);
         self.files = files.count();
         let loaded = if syntax {
             files.check_syntax().map(|()| Vec::new())

@@ -9,20 +9,30 @@ mod fault;
 mod keys;
 mod names;
 mod nearest;
+mod proxy;
 mod reader;
 mod schema;
+pub(crate) mod secret;
 mod values;
+mod wireguard;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use dns::tls::{ServerName, Trust};
+use engine::policy::Policy;
+use engine::{DeviceName, Resolvers, WayKind, WayNames};
 use ipnet::IpNet;
+use tunnel::egress::proxy::{Login, Speaks};
+use zeroize::Zeroizing;
 
-use self::fault::Fault;
-pub(crate) use self::fault::Faults;
+pub(crate) use self::fault::{Excerpt, Fault, Faults};
+pub(crate) use self::nearest::nearest;
 use self::reader::{Reader, Uid};
 pub(crate) use self::schema::schema;
+pub(crate) use self::wireguard::tunnel_name;
 use crate::error::{Refusal, code};
+use crate::wireguard::{Endpoint, Interface};
 
 /// What a configuration says, with the defaults where it says nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,11 +41,37 @@ pub(crate) struct Config {
     pub(crate) host: Host,
     /// Where policies are read from when no `--policy` is given.
     pub(crate) policy: Option<PathBuf>,
+    /// Tunnels, in the order of the file.
+    pub(crate) wireguard: Vec<WireGuard>,
+    pub(crate) proxies: Vec<Proxy>,
     pub(crate) resolvers: Vec<Resolver>,
     pub(crate) dns: Dns,
     pub(crate) guard: Guard,
     pub(crate) limits: Limits,
     pub(crate) control: Control,
+}
+
+/// A tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WireGuard {
+    /// Unlike that of every other way out.
+    pub(crate) name: DeviceName,
+    pub(crate) interface: Interface,
+}
+
+/// A proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Proxy {
+    /// Unlike that of every other way out.
+    pub(crate) name: String,
+    pub(crate) speaks: Speaks,
+    pub(crate) place: Endpoint,
+    /// The tunnel that it is reached through; `None`: `direct`.
+    pub(crate) via: Option<DeviceName>,
+    pub(crate) login: Option<Login>,
+    /// Over TLS: whom its certificate must name.
+    pub(crate) tls: Option<ServerName<'static>>,
+    pub(crate) trust: Trust,
 }
 
 /// Named servers that answer names.
@@ -45,6 +81,8 @@ pub(crate) struct Resolver {
     pub(crate) name: String,
     /// At least one, and at least one that has an address.
     pub(crate) settings: dns::upstream::Settings,
+    /// The tunnel through which they are asked; `None`: `direct`.
+    pub(crate) via: Option<DeviceName>,
 }
 
 /// How names are answered.
@@ -160,18 +198,44 @@ pub(crate) struct Control {
     pub(crate) admins: Vec<u32>,
 }
 
+/// What a policy may name beside what it says itself, each under its number for life.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Named {
+    pub(crate) resolvers: Resolvers,
+    pub(crate) ways: WayNames,
+}
+
+impl Named {
+    /// What a policy that is in force may name.
+    pub(crate) fn of(policy: &Policy) -> Self {
+        Self { resolvers: policy.resolvers().clone(), ways: policy.ways().clone() }
+    }
+}
+
 impl Config {
-    /// The numbers of the resolvers of a daemon that has had no other configuration.
-    pub(crate) fn resolvers(&self) -> anyhow::Result<engine::Resolvers> {
-        self.resolvers_after(&engine::Resolvers::default())
+    /// What a policy may name under a daemon that has had no other configuration.
+    pub(crate) fn named(&self) -> anyhow::Result<Named> {
+        self.named_after(&Named::default())
     }
 
-    /// Those of one that had others before.
-    pub(crate) fn resolvers_after(
-        &self,
-        before: &engine::Resolvers,
-    ) -> anyhow::Result<engine::Resolvers> {
-        Ok(before.configured(self.resolvers.iter().map(|resolver| &*resolver.name))?)
+    /// Whether keys or passwords are in memory with it.
+    pub(crate) fn has_secrets(&self) -> bool {
+        let identity = |resolver: &Resolver| resolver.settings.trust.identity.is_some();
+        let secret = |proxy: &Proxy| proxy.login.is_some() || proxy.trust.identity.is_some();
+        !self.wireguard.is_empty()
+            || self.proxies.iter().any(secret)
+            || self.resolvers.iter().any(identity)
+    }
+
+    /// The same under one that had another before.
+    pub(crate) fn named_after(&self, before: &Named) -> anyhow::Result<Named> {
+        let resolvers = self.resolvers.iter().map(|resolver| &*resolver.name);
+        let tunnels = self.wireguard.iter().map(|tunnel| (tunnel.name.as_str(), WayKind::Link));
+        let proxies = self.proxies.iter().map(|proxy| (&*proxy.name, WayKind::Proxy));
+        Ok(Named {
+            resolvers: before.resolvers.configured(resolvers)?,
+            ways: before.ways.configured(tunnels.chain(proxies))?,
+        })
     }
 }
 
@@ -237,11 +301,31 @@ impl Default for Control {
     }
 }
 
+impl Dns {
+    /// Where names are answered, as the shards take it.
+    pub(crate) fn service(&self) -> engine::ResolverService {
+        engine::ResolverService { addresses: self.addresses.clone(), intercept: self.intercept }
+    }
+}
+
 impl Config {
+    /// Whether anything of IPv4, and anything of IPv6, is led into the device.
+    fn captured(&self) -> [bool; 2] {
+        let any = |v4| match &self.device.capture {
+            Capture::All => true,
+            Capture::Nothing => false,
+            Capture::Prefixes(prefixes) => {
+                let prefixes = prefixes.iter().map(IpNet::addr);
+                prefixes.chain(self.dns.addresses.iter().copied()).any(|a| a.is_ipv4() == v4)
+            }
+        };
+        [any(true), any(false)]
+    }
+
     /// The keys that differ in `new` and that a running daemon can't take.
     pub(crate) fn needs_restart(&self, new: &Self) -> Vec<&'static str> {
         let (device, host, guard, control) = (&self.device, &self.host, &self.guard, &self.control);
-        let dns = &self.dns;
+        let captures = self.device.capture == new.device.capture;
         [
             ("device.name", device.name != new.device.name),
             ("device.addresses", device.addresses != new.device.addresses),
@@ -252,10 +336,8 @@ impl Config {
             ("host.mark", (host.mark, host.mask) != (new.host.mark, new.host.mask)),
             ("host.table", host.table != new.host.table),
             ("host.priority", host.priority != new.host.priority),
-            ("dns.address", dns.addresses != new.dns.addresses),
-            ("dns.intercept", dns.intercept != new.dns.intercept),
-            ("dns.takeover", dns.takeover != new.dns.takeover),
-            ("dns.cache", dns.cache != new.dns.cache),
+            // Rules of an IP version come with the first prefix of it, and go with the last.
+            ("dns.address", captures && self.captured() != new.captured()),
             ("guard.mode", guard.mode != new.guard.mode),
             ("guard.local", guard.local != new.guard.local),
             ("control.socket", control.socket != new.control.socket),
@@ -287,8 +369,9 @@ pub(crate) fn read_for_daemon(file: &Path) -> anyhow::Result<Config> {
 ///
 /// # Errors
 /// It cannot be read.
-pub(crate) fn text_of(file: &Path) -> Result<String, Refusal> {
+pub(crate) fn text_of(file: &Path) -> Result<Zeroizing<String>, Refusal> {
     std::fs::read_to_string(file)
+        .map(Zeroizing::new)
         .map_err(|error| Refusal::new(code::FAILED, format!("{}: {error}", file.display())))
 }
 
@@ -306,14 +389,14 @@ pub(crate) fn parse(file: &Path, text: &str) -> Result<Config, Faults> {
 }
 
 fn parse_with(file: &Path, text: &str, uid: Uid<'_>) -> Result<Config, Faults> {
-    whole(faults_of(file, Reader::new(text, directory(file), uid).read()))
+    whole(faults_of(file, Reader::new(text, directory(file), uid).of_file(file).read()))
 }
 
 /// Reads the configuration of a daemon, which must say more than another: see [`Guard::mode`].
 /// A key with a fault keeps its default.
 pub(crate) fn look(file: &Path, text: &str) -> (Config, Faults) {
     let uid = &crate::policy_files::uid;
-    faults_of(file, Reader::new(text, directory(file), uid).of_daemon().read())
+    faults_of(file, Reader::new(text, directory(file), uid).of_file(file).of_daemon().read())
 }
 
 fn directory(file: &Path) -> &Path {

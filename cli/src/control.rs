@@ -6,7 +6,8 @@
 //! Everything runs on one thread beside the shards and never holds them up. Who asks is what
 //! the kernel says of the connection (`rights`), and each request is judged anew, as a reload
 //! may have changed who is an admin. What a client sends is bounded in every way: the head in
-//! size and time, the body in size and time, the connections in number, and the oldest that
+//! size and time, the body in size and time, the connections in number, the long answers that a
+//! user has not read yet in number, each of them in the time without progress, and the oldest that
 //! asks nothing gives way to a new one (`connections`). Whatever is wrong is answered with one
 //! JSON object that says what and what helps (`denial`), the requests that no parser
 //! understands too.
@@ -107,12 +108,15 @@ async fn carry(stream: UnixStream, seat: Arc<Seat>, router: Router, patience: Du
             }
         })
     };
+    let spoken = denial::Spoken::new(stream, Arc::clone(&seat), patience);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(patience)
         .max_headers(HEADERS)
         .max_buf_size(HEAD)
-        .serve_connection(TokioIo::new(denial::Spoken::new(stream)), service);
+        // An answer's bytes are not copied: what they hold is held until they are out.
+        .writev(true)
+        .serve_connection(TokioIo::new(spoken), service);
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {

@@ -15,6 +15,7 @@ mod events;
 mod explaining;
 mod listing;
 mod metrics;
+mod on_host;
 mod reload;
 mod resolving;
 mod select;
@@ -25,6 +26,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use engine::policy::Policy;
+use tokio::sync::mpsc::UnboundedSender;
 use tunnel::driver::request::Request;
 use tunnel::driver::{Handle, Unasked};
 
@@ -32,12 +34,14 @@ use crate::config::{Config, Control};
 use crate::control::group_id;
 use crate::names::Names;
 use crate::report::Clock;
+use crate::ways::WaysOut;
 
-pub(crate) use asking::Unanswered;
+pub(crate) use asking::{Unanswered, ask};
 pub(crate) use events::{Events, publish};
 pub(crate) use explaining::{Asked, AskedProtocol, Unexplained};
 pub(crate) use listing::{FlowId, KillError, NoFlowId};
 pub(crate) use metrics::OPENMETRICS;
+pub(crate) use on_host::{OnHost, Unled};
 pub(crate) use reload::{NotLoaded, Reloaded};
 pub(crate) use resolving::{Inquiry, NotAsked};
 pub(crate) use select::Selection;
@@ -69,10 +73,14 @@ pub(crate) struct Parts {
     pub(crate) events: Arc<Events>,
     /// Who answers names; `None`: nobody.
     pub(crate) names: Option<Names>,
+    /// Who has the ways out beside `direct`; `None`: there are none.
+    pub(crate) ways: Option<WaysOut>,
     /// Of the daemon's own sockets.
     pub(crate) mark: Option<u32>,
     /// Whether this host's connections are tracked for it.
     pub(crate) tracking: Arc<AtomicBool>,
+    /// Who changes the host's own resolver, and where it leads; `None`: nobody has to.
+    pub(crate) on_host: Option<UnboundedSender<OnHost>>,
 }
 
 /// A running daemon, as its control socket and its signals see it.
@@ -87,6 +95,8 @@ pub(crate) struct Daemon {
     tracking: Arc<AtomicBool>,
     events: Arc<Events>,
     names: Option<Names>,
+    ways: Option<WaysOut>,
+    on_host: Option<UnboundedSender<OnHost>>,
 }
 
 /// What a reload replaces, all at once.
@@ -127,8 +137,10 @@ impl Daemon {
             access,
             events,
             names,
+            ways,
             mark,
             tracking,
+            on_host,
         } = parts;
         let started = SystemTime::now();
         Self {
@@ -147,6 +159,8 @@ impl Daemon {
             tracking,
             events,
             names,
+            ways,
+            on_host,
         }
     }
 

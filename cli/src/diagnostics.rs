@@ -13,7 +13,7 @@ use engine::policy::{Diagnostic, Place, Severity};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::config::Faults;
+use crate::config::{Excerpt, Faults};
 use crate::policy_files::PolicyFiles;
 
 /// The width that everything is fit into.
@@ -114,23 +114,21 @@ impl Told {
         }
     }
 
-    /// The faults of a configuration, whose text is `text`.
-    pub(crate) fn of_faults(faults: &Faults, text: &str) -> Vec<Self> {
+    /// The faults of a configuration.
+    pub(crate) fn of_faults(faults: &Faults) -> Vec<Self> {
         let told = faults.faults.iter().map(|fault| {
-            let line = text.lines().nth(fault.line.saturating_sub(1)).unwrap_or_default();
-            let mut marks = line.char_indices().skip(fault.column.saturating_sub(1));
-            let start = marks.next().map_or(line.len(), |(at, _)| at);
-            let end = marks.next().map_or(line.len(), |(at, _)| at);
+            let Excerpt { text, start, end } = fault.excerpt.clone();
+            let file = fault.file.as_ref().unwrap_or(&faults.file);
             Self {
                 code: CONFIGURATION.to_owned(),
                 severity: Severity::Error.as_str().to_owned(),
                 place: ToldPlace {
-                    file: faults.file.to_string_lossy().into_owned(),
+                    file: file.to_string_lossy().into_owned(),
                     line: fault.line,
                     column: fault.column,
                     end_line: fault.line,
                     end_column: fault.column,
-                    excerpt: ToldExcerpt { text: line.to_owned(), start, end },
+                    excerpt: ToldExcerpt { text, start, end },
                 },
                 message: fault.message.clone(),
                 help: fault.help.clone(),
@@ -343,7 +341,7 @@ error[host-bits]: `10.0.0.1/8` has bits set beyond its first 8
     fn faults_of_a_configuration() {
         let text = "[device]\nmtu = 1\n";
         let faults = crate::config::parse(std::path::Path::new("t.toml"), text).expect_err("bad");
-        let told = Told::of_faults(&faults, text);
+        let told = Told::of_faults(&faults);
         let shown = told[0].render(false);
         let want = "t.toml:2:7: error: a number from 1280 to 65535 is wanted";
         assert_eq!(told[0].to_string(), want);

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::BufWriter;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -14,20 +14,23 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use dns::discover::ResolvConf;
-use dns::server::Server;
+use dns::takeover::RESOLV_CONF;
 use engine::policy::Policy;
 use engine::{DeviceName, Dropped, Own, Report, ResolverService, Services};
-use tunnel::driver::Totals;
+use tunnel::driver::{Handle, Totals};
 use tunnel::owner::Owners;
 
 use crate::args::ExecArgs;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Named};
+use crate::daemon::Shard;
 use crate::error::{Refusal, code};
-use crate::names::{self, Network};
+use crate::names::{self, Names, Network};
 use crate::policy_files;
 use crate::report::{Clock, GATHER, Writer};
 use crate::sandbox::{self, Plan, SpawnError, Status};
+use crate::secrets;
 use crate::shards::{Blueprint, raise_descriptors};
+use crate::ways::{self, Wanted, WaysOut};
 
 /// The servers that programs inside may be told of. Any would do, as every query is answered
 /// by us, but it must be another host to them, and one that they have an address to reach with.
@@ -57,8 +60,7 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
     let config = args.config.as_deref().map_or_else(|| Ok(Config::default()), config::read)?;
     let policy = Arc::new(read_policy(args, &config)?);
     let report = args.report.as_deref().map(open_report).transpose()?;
-    let resolv_conf =
-        ResolvConf::parse(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    let resolv_conf = ResolvConf::parse(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
     let nameserver = inside_dns(&config);
     let services = services(args, nameserver)?;
 
@@ -75,6 +77,9 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
     };
     let mut sandbox = sandbox::spawn(&plan).map_err(refuse)?;
 
+    if config.has_secrets() {
+        secrets::keep();
+    }
     // CMD keeps the limit that tunneld was started with: it was forked before.
     raise_descriptors();
     let (reports, received) = match &report {
@@ -95,14 +100,17 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         shards: 1,
         reports,
     };
+    let wanted = Wanted::of(&config, blueprint.policy.ways())
+        .map_err(|error| ways::refuse(&error, code::EXEC_FAILED))?;
     let queue = sandbox.tun.pop().context("the sandbox has a queue")?;
     let owners = sandbox.sock_diag.pop().and_then(|socket| Owners::new(socket).ok());
     let driver = blueprint.build(0, queue, owners)?;
     // The writer of reports ends when nobody can send one any more.
     drop(blueprint);
     let handle = driver.handle();
+    let resolver = names.names().clone();
     names
-        .start(vec![handle.clone()], network(&resolv_conf), None)
+        .start(vec![handle.clone()], Network::File(RESOLV_CONF.into()), None, ())
         .context("cannot start a thread")?;
     let clock = Clock { epoch: SystemTime::now() - driver.epoch().elapsed() };
     let writer = report
@@ -113,7 +121,8 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         .spawn(move || driver.run())
         .context("cannot start a thread")?;
 
-    let child = sandbox.start().map_err(refuse);
+    let opened = open_ways(wanted, &handle, resolver);
+    let child = opened.and_then(|()| sandbox.start().map_err(refuse));
     let status = child.and_then(|child| child.wait().map_err(refuse));
     match &status {
         Ok(_) => handle.drain(),
@@ -131,15 +140,30 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
     })
 }
 
+/// Opens the ways out and waits for the names of tunnels' endpoints: the program's first packet
+/// finds the way out that it will have.
+fn open_ways(wanted: Wanted, shard: &Handle, names: Names) -> anyhow::Result<()> {
+    if wanted.is_nothing() {
+        return Ok(());
+    }
+    let shards: Vec<Box<dyn Shard>> = vec![Box::new(shard.clone())];
+    let ways =
+        WaysOut::start(ways::Parts { shards, names, mark: None, events: None, shown: None }, ());
+    ways.open(wanted).map_err(|error| ways::refuse(&error, code::EXEC_FAILED))?;
+    ways.settle();
+    Ok(())
+}
+
 fn read_policy(args: &ExecArgs, config: &Config) -> anyhow::Result<Policy> {
     let mut paths: Vec<PathBuf> = args.policy.clone();
     if paths.is_empty() {
         paths.extend(config.policy.clone());
     }
     if paths.is_empty() {
-        return Ok(Policy::allow_all().with_resolvers(config.resolvers()?));
+        let Named { resolvers, ways } = config.named()?;
+        return Ok(Policy::allow_all().with_resolvers(resolvers).with_ways(ways));
     }
-    policy_files::load(&paths, config.resolvers()?, code::EXEC_FAILED)
+    policy_files::load(&paths, config.named()?, code::EXEC_FAILED)
 }
 
 fn open_report(file: &Path) -> anyhow::Result<File> {
@@ -168,17 +192,6 @@ fn services(args: &ExecArgs, nameserver: IpAddr) -> anyhow::Result<Services> {
     }
     let resolver = ResolverService { addresses: vec![nameserver], intercept: true };
     Ok(Services { resolver: Some(resolver), loopback })
-}
-
-/// The network's own servers as programs outside know them: this host's own resolver, too.
-fn network(resolv_conf: &ResolvConf) -> Network {
-    // Without a server glibc asks this host's own (resolv.conf(5)).
-    let nobody = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
-    let named = &resolv_conf.nameservers;
-    let servers = if named.is_empty() { &nobody[..] } else { named };
-    let plain = |ip: &IpAddr| Server::plain(SocketAddr::new(*ip, 53));
-    let search = resolv_conf.search().into_iter().map(str::to_owned).collect();
-    Network::Fixed(servers.iter().map(plain).collect(), search)
 }
 
 /// The server to tell programs of: one that the device's addresses can reach, and that is
@@ -237,6 +250,7 @@ fn write_counters(totals: &Totals) -> anyhow::Result<()> {
         "to_app": counters.to_app,
         "older": counters.older,
         "to_egress": counters.to_egress,
+        "to_link": counters.to_link,
         "held": counters.held,
         "dropped": dropped(&counters.dropped),
         "replies_dropped": dropped(&counters.replies_dropped),

@@ -8,10 +8,11 @@ use clap::Args;
 use engine::policy::{
     self, AssumedSource, Decision, Explanation, Hypothesis, Outcome, Policy, RuleTried, Verdict,
 };
-use engine::{Protocol, ResolverSet, Resolvers};
+use engine::{Protocol, ResolverSet};
 use serde_json::{Value, json};
 
 use crate::client::{Client, Target};
+use crate::config::{self, Named};
 use crate::daemon::{Asked, AskedProtocol};
 use crate::diagnostics;
 use crate::error::{Refusal, code};
@@ -24,7 +25,8 @@ use crate::shown;
 /// matches or not, the verdict, and the error that the app would get. No packet is sent.
 /// Without --policy the daemon is asked: for the policy in force, and for the source that
 /// the kernel would choose, and for the name that was asked for the address. Where DST is a
-/// name alone, its address is unknown.
+/// name alone, its address is unknown. With --policy and --config, the policy may name what
+/// the configuration has: tunnels, proxies and resolvers.
 ///
 /// Exit: 0 allowed, 1 blocked or dropped, 2 wrong usage, 3 the daemon does not run.
 #[derive(Debug, Args)]
@@ -88,6 +90,7 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
             Host::Address(_) => None,
             Host::Name(name) => Some(Arc::clone(name)),
         },
+        others: Vec::new(),
         resolvers: ResolverSet::EMPTY,
         port: args.destination.port,
         client: args.client,
@@ -106,7 +109,9 @@ pub(crate) fn run(args: &ExplainArgs, json: bool) -> anyhow::Result<u8> {
 
 /// By the policy of the command line.
 fn alone(args: &ExplainArgs, flow: &Hypothesis) -> anyhow::Result<Value> {
-    let policy = policy_files::load(&args.policy, Resolvers::default(), code::FINDING)?;
+    let config = args.daemon.config.as_deref().map(config::read).transpose()?;
+    let named = config.map_or_else(|| Ok(Named::default()), |config| config.named())?;
+    let policy = policy_files::load(&args.policy, named, code::FINDING)?;
     match policy.explain(flow) {
         Ok(told) => Ok(object(&policy, flow, &told)),
         Err(dependence) => {
@@ -167,6 +172,9 @@ pub(crate) fn object(policy: &Policy, flow: &Hypothesis, told: &Explanation) -> 
             "underlay": null,
         })
     });
+    // Where a name is known, the others don't matter.
+    let others = flow.others.iter().filter(|_| flow.name.is_none());
+    let names: Vec<&str> = others.map(|name| &**name).collect();
     json!({
         "event": "explain",
         "protocol": flow.protocol.to_string(),
@@ -176,10 +184,12 @@ pub(crate) fn object(policy: &Policy, flow: &Hypothesis, told: &Explanation) -> 
         "unresolved": null,
         "destination": destination_of(flow),
         "name": flow.name.as_deref(),
+        "peek": told.peek,
+        "names": names,
         "resolvers": policy.resolver_names(flow.resolvers).iter().map(|n| &**n).collect::<Vec<_>>(),
         "uid": flow.uid,
         "routes": told.routes.iter().map(tried).collect::<Value>(),
-        "via": told.via,
+        "via": &*told.via,
         "rules": told.rules.iter().map(tried).collect::<Value>(),
         "verdict": told.verdict.as_str(),
         "rule": told.rule,
@@ -208,6 +218,13 @@ fn text(told: &Value) -> String {
     if !resolvers.is_empty() {
         let names: Vec<&str> = resolvers.iter().filter_map(Value::as_str).collect();
         line("learned", &format!("from {}", names.join(", ")));
+    }
+    if told["peek"] == true {
+        line("name", "depends on the first bytes: SNI or Host, at most 300 ms");
+        for name in told["names"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+            line("", &format!("may be {name}"));
+        }
+        line("", "what follows holds where they tell of none");
     }
     let list = |key: &str| told[key].as_array().map_or(&[][..], Vec::as_slice);
     for route in list("routes") {

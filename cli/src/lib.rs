@@ -18,20 +18,25 @@ mod exec;
 mod explain;
 mod flows;
 mod fmt;
+mod import;
 mod man;
 mod names;
 mod policy_files;
 mod policy_sent;
+mod proxies;
 mod reload;
 mod report;
 mod rules;
 mod run;
 pub mod sandbox;
 mod schema;
+mod secrets;
 mod shards;
 mod shown;
 mod status;
 mod watch;
+mod ways;
+pub mod wireguard;
 
 use std::io::IsTerminal;
 
@@ -62,6 +67,7 @@ pub fn main() -> u8 {
         Verb::Reload(args) => reload::run(&args, json),
         Verb::Diff(args) => diff::run(&args, json),
         Verb::Dns(args) => dns_verb::run(&args, json),
+        Verb::Import(args) => import::run(&args, json),
         Verb::Cleanup(args) => cleanup::run(&args, json),
         Verb::Man(args) => man::run(&args, json),
         Verb::Completions(args) => Ok(completions::run(&args, json)),
@@ -90,11 +96,15 @@ fn refuse(error: &clap::Error) -> u8 {
     }
 }
 
+/// What is logged where nobody says otherwise. boringtun tells of every handshake that is not
+/// answered, of each peer, without a code; what matters of that we tell ourselves.
+const LOGGED: &str = "warn,boringtun=off";
+
 /// Logs go to standard error: warnings, or what `TUNNELD_LOG` (else `RUST_LOG`) asks for.
 fn log() {
     let filter = EnvFilter::try_from_env("TUNNELD_LOG")
         .or_else(|_| EnvFilter::try_from_default_env())
-        .unwrap_or_else(|_| EnvFilter::new("warn"));
+        .unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let stderr = std::io::stderr();
     let colour = stderr.is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()

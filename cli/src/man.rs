@@ -82,6 +82,11 @@ const FILES: &[Used] = &[
                   that is",
         verbs: &["run", "cleanup"],
     },
+    Used {
+        name: "/etc/wireguard/*.conf",
+        meaning: "where wg-quick(8) has its files; they are read only when told",
+        verbs: &["import"],
+    },
     Used { name: "/dev/net/tun", meaning: "must be open to the user", verbs: &["exec", "run"] },
     Used {
         name: "/etc/resolv.conf",

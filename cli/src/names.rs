@@ -14,26 +14,30 @@
 mod asking;
 mod desk;
 mod listing;
+mod paths;
 mod plan;
 mod serve;
 mod servers;
+#[cfg(test)]
+pub(crate) mod standin;
 pub(crate) mod told;
+mod tunnelled;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::SystemTime;
 
 use anyhow::Context;
 use dns::ask::ResolverId;
-use dns::discover::{self, Found};
+use dns::discover::{self, Found, FoundServer, Provenance, ResolvConf};
 use dns::event::Event;
 use dns::own::OwnQueries;
 use dns::resolver::{self, Resolver};
-use dns::server::Server;
 use dns::upstream::ConfigError;
-use engine::Resolvers;
 use engine::policy::Policy;
+use engine::{LinkId, Resolvers};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::watch;
@@ -43,7 +47,7 @@ use tunnel::driver::service::Service;
 use crate::config::Config;
 use crate::daemon::Events;
 
-pub(crate) use asking::{Asked, Deaf, Origin};
+pub(crate) use asking::{Asked, Deaf};
 pub(crate) use servers::{Configured, Servers};
 
 use desk::{Desk, Query};
@@ -57,8 +61,8 @@ const QUEUE: usize = 4_096;
 pub(crate) struct Names {
     resolver: Arc<Resolver<Servers>>,
     queue: Sender<Query>,
-    /// `dns.upstream`.
-    upstream: Arc<watch::Sender<Option<Vec<Server>>>>,
+    /// Addresses that are ours: no server is there.
+    own: Arc<watch::Sender<Vec<IpAddr>>>,
     runtime: Runtime,
 }
 
@@ -71,8 +75,9 @@ pub(crate) struct Waiting {
 
 /// Where the network's own servers are learned.
 pub(crate) enum Network {
-    /// These, and their search domains.
-    Fixed(Vec<Server>, Vec<String>),
+    /// From a resolv.conf(5) alone, again and again: those that a program asks, this host's own
+    /// resolver too.
+    File(PathBuf),
     /// By looking, again and again.
     Followed(discover::Settings),
 }
@@ -91,7 +96,7 @@ impl Waiting {
         let runtime = runtime.context("cannot start the resolver")?;
         let own = OwnQueries::default();
         let servers = Servers::new(mark, own.clone());
-        let configured = servers.prepare(config, policy.resolvers()).map_err(refuse)?;
+        let configured = servers.prepare(config, policy).map_err(refuse)?;
         servers.put_in_force(configured);
         let settings =
             resolver::Settings { cache: config.dns.cache, own, ..resolver::Settings::default() };
@@ -100,7 +105,7 @@ impl Waiting {
         let names = Names {
             resolver: Resolver::new(settings, plan, servers),
             queue,
-            upstream: Arc::new(watch::Sender::new(config.dns.upstream.clone())),
+            own: Arc::new(watch::Sender::new(own_addresses(config))),
             runtime: runtime.handle().clone(),
         };
         Ok(Self { names, queries, runtime })
@@ -120,11 +125,11 @@ impl Names {
     pub(crate) fn prepare(
         &self,
         config: &Config,
-        names: &Resolvers,
+        policy: &Policy,
     ) -> Result<Configured, ConfigError> {
         // Sockets of servers belong to the runtime.
         let _entered = self.runtime.enter();
-        self.resolver.upstreams().prepare(config, names)
+        self.resolver.upstreams().prepare(config, policy)
     }
 
     /// The second half: other rules and resolvers count from now on.
@@ -134,16 +139,41 @@ impl Names {
         config: &Config,
         policy: &Arc<Policy>,
     ) {
-        self.upstream.send_if_modified(|upstream| {
-            let changes = *upstream != config.dns.upstream;
-            upstream.clone_from(&config.dns.upstream);
-            changes
-        });
-        let changed = self.resolver.upstreams().put_in_force(configured);
+        self.resolver.set_cache(config.dns.cache);
+        let changed = {
+            let _entered = self.runtime.enter();
+            self.resolver.upstreams().put_in_force(configured)
+        };
         self.resolver.set_plan(Arc::new(ByPolicy(Arc::clone(policy))));
         for resolver in changed {
             self.resolver.flush(Some(resolver));
         }
+    }
+
+    /// The way through a tunnel has changed, or it is usable no longer, or again.
+    pub(crate) fn reset_through(&self, link: LinkId) {
+        self.resolver.upstreams().reset_through(link);
+    }
+
+    /// The runtime that asks servers.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// The addresses that are ours, as they change.
+    pub(crate) fn own(&self) -> watch::Receiver<Vec<IpAddr>> {
+        self.own.subscribe()
+    }
+
+    /// Others are ours from now on: those of these configurations. Who leads the host's programs
+    /// elsewhere says so before it does, and before it doesn't any more.
+    pub(crate) fn set_own(&self, of: &[&Config]) {
+        let own: Vec<IpAddr> = of.iter().flat_map(|config| own_addresses(config)).collect();
+        self.own.send_if_modified(|known| {
+            let is_new = *known != own;
+            *known = own;
+            is_new
+        });
     }
 }
 
@@ -162,14 +192,21 @@ impl Waiting {
         shards: Vec<Handle>,
         network: Network,
         events: Option<Arc<Events>>,
+        held: impl Send + 'static,
     ) -> std::io::Result<()> {
         let Self { names, queries, runtime } = self;
-        let (resolver, upstream) = (names.resolver, names.upstream.subscribe());
+        let resolver = names.resolver;
+        // The first one has the tunnels.
+        if let Some(shard) = shards.first() {
+            resolver.upstreams().set_shard(shard.clone());
+        }
         // Whoever asks holds a sender of its own.
         drop(names.queue);
         thread::Builder::new().name("names".to_owned()).spawn(move || {
+            let _held = held;
             runtime.block_on(async {
-                tokio::spawn(follow(Arc::clone(&resolver), network, upstream));
+                tokio::spawn(follow(Arc::clone(&resolver), network));
+                tokio::spawn(paths::follow(Arc::clone(&resolver)));
                 let told = Told { servers: Arc::clone(&resolver), events };
                 serve::serve(resolver, queries, shards, told).await;
             });
@@ -178,53 +215,55 @@ impl Waiting {
     }
 }
 
-/// Tells the resolver of the network's own servers, now and when they change. Those that are
-/// `wanted` by the configuration count instead.
-async fn follow(
-    resolver: Arc<Resolver<Servers>>,
-    network: Network,
-    mut wanted: watch::Receiver<Option<Vec<Server>>>,
-) {
-    let mut found = None;
-    loop {
-        let fixed = match (wanted.borrow_and_update().clone(), &network) {
-            (Some(servers), _) => Some(servers),
-            (None, Network::Fixed(servers, search)) => {
-                resolver.set_search(search);
-                Some(servers.clone())
-            }
-            (None, Network::Followed(_)) => None,
-        };
-        if let Some(servers) = fixed {
-            resolver.upstreams().set_fixed(servers);
-            resolver.flush(Some(ResolverId::UPSTREAM));
-        }
-        if let Network::Followed(settings) = &network {
-            // Search domains are the network's, whoever answers.
-            let found = match &mut found {
-                Some(found) => found,
-                none => none.insert(discover::watch(settings.clone()).await),
-            };
-            let is_wanted = wanted.borrow().is_some();
-            let now = Arc::clone(&found.borrow_and_update());
-            if is_wanted {
-                resolver.set_search(&now.search);
-            } else {
+/// Tells the resolver of the network's own servers, now and when they change.
+async fn follow(resolver: Arc<Resolver<Servers>>, network: Network) {
+    match network {
+        Network::Followed(settings) => {
+            let mut found = discover::watch(settings).await;
+            loop {
+                let now = Arc::clone(&found.borrow_and_update());
                 take(&resolver, &now);
+                if found.changed().await.is_err() {
+                    return;
+                }
             }
-            tokio::select! {
-                changed = found.changed() => if changed.is_err() { return },
-                changed = wanted.changed() => if changed.is_err() { return },
+        }
+        Network::File(path) => {
+            let mut file = discover::follow(&path);
+            loop {
+                let now = Arc::clone(&file.borrow_and_update());
+                take(&resolver, &named(&now, &path));
+                if file.changed().await.is_err() {
+                    return;
+                }
             }
-        } else if wanted.changed().await.is_err() {
-            return;
         }
     }
 }
 
+/// The servers that programs would ask, and their search domains.
+fn named(file: &ResolvConf, path: &Path) -> Found {
+    // Without a server glibc asks this host's own (resolv.conf(5)).
+    let nobody = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
+    let named = &file.nameservers;
+    let servers = if named.is_empty() { &nobody[..] } else { named };
+    let server = |ip: &IpAddr| FoundServer {
+        address: SocketAddr::new(*ip, 53),
+        link: None,
+        tls: false,
+        name: None,
+        from: Provenance::ResolvConf { path: path.to_owned() },
+        domains: Vec::new(),
+        default_route: true,
+    };
+    let search = file.search().into_iter().map(str::to_owned).collect();
+    Found { servers: servers.iter().map(server).collect(), search }
+}
+
 fn take(resolver: &Resolver<Servers>, found: &Found) {
+    // Search domains are the network's, whoever answers.
+    resolver.set_search(&found.search);
     if resolver.upstreams().set_found(found) {
-        resolver.set_search(&found.search);
         // Another network may know other names, and other addresses of the same.
         resolver.flush(Some(ResolverId::UPSTREAM));
     }
@@ -260,7 +299,7 @@ pub(crate) fn resolver_name(names: &Resolvers, id: ResolverId) -> Arc<str> {
 }
 
 /// Addresses that are ours: no server is there.
-pub(crate) fn own_addresses(config: &Config) -> Vec<IpAddr> {
+fn own_addresses(config: &Config) -> Vec<IpAddr> {
     let device = config.device.addresses.iter().map(ipnet::IpNet::addr);
     device.chain(config.dns.addresses.iter().copied()).collect()
 }

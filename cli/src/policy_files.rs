@@ -9,10 +9,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use engine::Resolvers;
 use engine::policy::{self, Diagnostic, Environment, Policy, ReadError, Source};
+use engine::{Resolvers, WayNames};
 
-use crate::config::Config;
+use crate::config::{Config, Named};
 use crate::diagnostics;
 use crate::error::{Refusal, code};
 
@@ -30,7 +30,7 @@ pub(crate) struct PolicyFiles {
     list: Vec<PolicyFile>,
     /// What is wrong with them before a word is read.
     unreadable: Vec<Diagnostic>,
-    resolvers: Resolvers,
+    named: Named,
 }
 
 #[derive(Debug)]
@@ -40,12 +40,13 @@ struct PolicyFile {
 }
 
 /// Loads a policy from files and directories, each of them as a whole, and prints what
-/// is to be said about it to standard error. The resolvers are those of the configuration.
+/// is to be said about it to standard error. Beside it are the names of the
+/// configuration.
 ///
 /// # Errors
 /// It cannot be read, or it has errors; `refused` is the exit code for the latter.
-pub(crate) fn load(paths: &[PathBuf], resolvers: Resolvers, refused: u8) -> anyhow::Result<Policy> {
-    let files = PolicyFiles::read(paths)?.with_resolvers(resolvers);
+pub(crate) fn load(paths: &[PathBuf], named: Named, refused: u8) -> anyhow::Result<Policy> {
+    let files = PolicyFiles::read(paths)?.with_names(named);
     match files.load() {
         Ok((policy, warnings)) => {
             diagnostics::print(&warnings, &files);
@@ -80,10 +81,11 @@ impl PolicyFiles {
         Ok(files)
     }
 
-    /// The same files, with the resolvers of a configuration; else there is `upstream` alone.
+    /// The same files, with the names of a configuration; else there are `upstream` and `direct`
+    /// alone.
     #[must_use]
-    pub(crate) fn with_resolvers(self, resolvers: Resolvers) -> Self {
-        Self { resolvers, ..self }
+    pub(crate) fn with_names(self, named: Named) -> Self {
+        Self { named, ..self }
     }
 
     /// Parses, compiles and tests.
@@ -172,7 +174,11 @@ impl Environment for PolicyFiles {
     }
 
     fn resolvers(&self) -> Resolvers {
-        self.resolvers.clone()
+        self.named.resolvers.clone()
+    }
+
+    fn ways(&self) -> WayNames {
+        self.named.ways.clone()
     }
 
     fn secret(&self) -> u128 {

@@ -7,10 +7,11 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use engine::Resolvers;
-use engine::policy::{Diagnostic, Environment, Policy, ReadError, Source};
+use engine::policy::{Diagnostic, Environment, Policy, ReadError, Severity, Source, code};
+use engine::{Resolvers, WayNames};
 use serde::{Deserialize, Serialize};
 
+use crate::config::Named;
 use crate::diagnostics::Told;
 use crate::policy_files::{self, PolicyFiles};
 
@@ -70,6 +71,10 @@ impl Environment for Noting<'_> {
         self.files.resolvers()
     }
 
+    fn ways(&self) -> WayNames {
+        self.files.ways()
+    }
+
     fn secret(&self) -> u128 {
         self.files.secret()
     }
@@ -78,7 +83,7 @@ impl Environment for Noting<'_> {
 /// What the daemon knows while it loads what was sent.
 struct Received<'s> {
     files: HashMap<(&'s str, &'s str), &'s str>,
-    resolvers: Resolvers,
+    named: &'s Named,
 }
 
 impl Environment for Received<'_> {
@@ -91,7 +96,11 @@ impl Environment for Received<'_> {
     }
 
     fn resolvers(&self) -> Resolvers {
-        self.resolvers.clone()
+        self.named.resolvers.clone()
+    }
+
+    fn ways(&self) -> WayNames {
+        self.named.ways.clone()
     }
 
     fn secret(&self) -> u128 {
@@ -103,10 +112,16 @@ impl PolicySent {
     /// All that a policy consists of.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
+    /// Everything that is wrong with it, whatever the daemon's configuration is.
     pub(crate) fn of(files: &PolicyFiles) -> Result<Self, Vec<Diagnostic>> {
         let noting = Noting { files, read: RefCell::default() };
-        files.load_with(&noting)?;
+        let found = files.load_with(&noting).err().unwrap_or_default();
+        // What the configuration has is known to the daemon alone.
+        let named =
+            |found: &Diagnostic| [code::UNKNOWN_WAY, code::UNKNOWN_RESOLVER].contains(&found.code);
+        if found.iter().any(|found| found.severity == Severity::Error && !named(found)) {
+            return Err(found.into_iter().filter(|found| !named(found)).collect());
+        }
         let sources = files.texts().map(|(path, source)| SentSource {
             name: source.name.clone(),
             path: Some(path.to_string_lossy().into_owned()),
@@ -115,11 +130,11 @@ impl PolicySent {
         Ok(Self { sources: sources.collect(), files: noting.read.into_inner() })
     }
 
-    /// Compiles and tests it, with the resolvers of the daemon's configuration.
+    /// Compiles and tests it, with the names of the daemon's configuration.
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub(crate) fn load(self, resolvers: &Resolvers) -> Result<(Policy, Vec<Told>), Vec<Told>> {
+    pub(crate) fn load(self, named: &Named) -> Result<(Policy, Vec<Told>), Vec<Told>> {
         let mut paths = HashMap::new();
         let mut sources = Vec::with_capacity(self.sources.len());
         for SentSource { name, path, text } in self.sources {
@@ -133,7 +148,7 @@ impl PolicySent {
         let told = |found: Vec<Diagnostic>| -> Vec<Told> {
             found.iter().map(|diagnostic| Told::of(diagnostic, &path_of)).collect()
         };
-        match Policy::load(&sources, &Received { files, resolvers: resolvers.clone() }) {
+        match Policy::load(&sources, &Received { files, named }) {
             Ok((policy, warnings)) => Ok((policy, told(warnings))),
             Err(found) => Err(told(found)),
         }
@@ -159,8 +174,29 @@ mod tests {
         let body = serde_json::to_string(&sent).expect("JSON");
         let received: PolicySent = serde_json::from_str(&body).expect("JSON");
         assert_eq!((&received, received.files.len()), (&sent, 1));
-        let (policy, warnings) = received.load(&Resolvers::default()).expect("all of it is there");
+        let (policy, warnings) = received.load(&Named::default()).expect("all of it is there");
         assert_eq!((policy.summary().expects, warnings), (1, Vec::new()));
+    }
+
+    #[test]
+    fn what_the_configuration_has_the_daemon_knows() {
+        let directory = tempfile("sent-named");
+        std::fs::create_dir_all(&directory).expect("directory");
+        let file = directory.join("a.policy");
+        for (more, good) in [("", true), ("alow\n", false)] {
+            let text = "policy 1\nset a = 192.0.2.0/24\nroute to @a via wg0\n\
+                        resolve * using corp\ndefault allow\nexpect allow tcp any to 192.0.2.1 via wg0\n";
+            std::fs::write(&file, format!("{text}{more}")).expect("file");
+            let files = PolicyFiles::read(std::slice::from_ref(&file)).expect("files");
+            match PolicySent::of(&files) {
+                Ok(sent) => {
+                    let found = sent.load(&Named::default()).expect_err("it has neither");
+                    assert!(good && found.len() == 3, "{found:?}");
+                }
+                Err(found) => assert!(!good && found.len() == 1, "{found:?}"),
+            }
+        }
+        std::fs::remove_dir_all(&directory).expect("directory");
     }
 
     #[test]
@@ -168,7 +204,7 @@ mod tests {
         let text = "policy 1\nset a = file \"etc/passwd\"\nblock to @a\ndefault allow\n";
         let source = SentSource { name: "a".into(), path: None, text: text.into() };
         let sent = PolicySent { sources: vec![source], files: Vec::new() };
-        let found = sent.load(&Resolvers::default()).expect_err("no such file");
+        let found = sent.load(&Named::default()).expect_err("no such file");
         assert!(found[0].object()["message"].to_string().contains("no such file"), "{found:?}");
     }
 

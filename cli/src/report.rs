@@ -60,7 +60,7 @@ pub(crate) fn object(shard: usize, report: &Report, clock: Clock, users: &mut Us
             "address": e.address.to_string(),
             "port": report.egress_port,
             "device": e.device.as_str(),
-            "underlay": null,
+            "underlay": report.underlay.map(|device| device.to_string()),
         })
     });
     let owner = report.owner.as_ref();
@@ -79,9 +79,9 @@ pub(crate) fn object(shard: usize, report: &Report, clock: Clock, users: &mut Us
         "source": source,
         "egress": egress,
         "destination": address(report.destination.ip(), Some(report.destination.port())),
-        "name": report.name.as_deref(),
-        "name_from": report.name.as_ref().map(|_| "dns"),
-        "peeked": false,
+        "name": report.name.as_ref().map(|name| &*name.text),
+        "name_from": report.name.as_ref().map(|name| name.from.as_str()),
+        "peeked": report.peeked,
         "resolvers": report.resolvers.iter().map(|name| &**name).collect::<Vec<_>>(),
         "owner": {
             "uid": owner.map(|o| o.uid),
@@ -164,7 +164,7 @@ impl Users {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use engine::Via;
+    use engine::{Name, Via};
 
     pub(crate) fn example() -> Report {
         use engine::{DeviceName, Egress, Owner, Reason};
@@ -176,14 +176,16 @@ pub(crate) mod tests {
             local: true,
             destination: "203.0.113.9:443".parse().expect("address"),
             via: Via::Direct,
-            name: Some("www.example.com".into()),
+            name: Some(Name::asked("www.example.com".into())),
+            peeked: false,
             resolvers: vec!["upstream".into()],
             egress: Some(Egress {
                 address: "192.168.7.5".parse().expect("address"),
                 device: DeviceName::new("eth0").expect("name"),
             }),
+            underlay: None,
             egress_port: Some(57360),
-            owner: Some(Owner { uid: 1000, cgroup: Some("/user.slice".into()) }),
+            owner: Some(Owner { uid: 1000, cgroup: Some("/user.slice".into()), of_proxy: false }),
             verdict: Some(Verdict::Allow),
             rule: Some("web.policy:3".to_owned()),
             generation: 1,

@@ -15,15 +15,19 @@
 //!
 //! The shards run before the routes that lead to them are made, so no packet waits for a
 //! reader. The main thread runs the control socket and all that is not a packet on one runtime.
+//! Every thread of the second row and of what is followed ends the daemon if it ends unasked.
 
+mod farewell;
 mod follow;
+mod shared;
 mod takeover;
 mod tracking;
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
@@ -31,7 +35,7 @@ use anyhow::Context;
 use clap::Args;
 use dns::discover;
 use engine::policy::Policy;
-use engine::{DeviceName, Own, ResolverService, Services};
+use engine::{DeviceName, Own, Services};
 use ipnet::IpNet;
 use rustix::process::geteuid;
 use sd_notify::NotifyState;
@@ -40,7 +44,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{error, info, warn};
 use tunnel::device::open_tun;
 use tunnel::driver::{DriverError, Handle, Totals};
-use tunnel::host::tracking::Switch;
 use tunnel::host::{self, Host, HostError};
 use tunnel::owner::{Owners, open_diagnostics};
 
@@ -51,8 +54,12 @@ use crate::error::{Refusal, code};
 use crate::names::{self, Names, Network};
 use crate::policy_files;
 use crate::report::Clock;
+use crate::secrets;
 use crate::shards::{Blueprint, raise_descriptors};
+use crate::ways::{self, Wanted, WaysOut};
+use farewell::{Farewell, Part};
 use follow::Follower;
+use shared::Shared;
 use takeover::Takeover;
 use tracking::Tracking;
 
@@ -85,6 +92,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
             .into());
     }
     let config = config::read_for_daemon(&args.config)?;
+    if config.has_secrets() {
+        secrets::keep();
+    }
     // First of all: what a dead daemon left may keep this host from everything.
     let lock = directory(&config.control.socket).to_owned();
     let (mut host, undone) = Host::open(&lock).map_err(refuse)?;
@@ -94,9 +104,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
     if config.dns.takeover != config::Takeover::Nobody {
         takeover::put_back(&mut host)?;
     }
-    let takeover = Takeover::prepare(&config)?;
+    let takeover = Takeover::prepare(&config, host.directory())?;
     let policy =
-        policy_files::load(&[policy_files::directory(&config)], config.resolvers()?, code::FAILED)?;
+        policy_files::load(&[policy_files::directory(&config)], config.named()?, code::FAILED)?;
     let policy = Arc::new(policy);
     let mut plan = plan(&config)?;
     host.refuse_foreign(&plan).map_err(refuse)?;
@@ -107,13 +117,27 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
         .context("cannot start the control socket")?;
     // From here on a signal is kept until somebody can put the host back.
     let signals = runtime.block_on(async { Signals::keep() })?;
-    let tracking = Tracking::decide(&mut plan)?;
+    // Of threads, unasked or asked.
+    let (farewells, mut ended) = unbounded_channel();
+    let tracking = Tracking::decide(&mut plan, &farewells)?;
     let mark = Some(config.host.mark);
     let names = names::Waiting::new(&config, &policy, mark)?;
-    let mut shards = Shards::start(&config, &policy, names.names())?;
-    let follower = Follower::start(&plan, &shards.handles)?;
-    let listener = runtime
-        .block_on(async { control::listen(&config.control.socket, &config.control.group) })?;
+    let shards = Shards::start(&config, &policy, names.names(), &farewells)?;
+    let follower = Follower::start(&plan, &shards.handles, &farewells)?;
+    let wanted =
+        Wanted::of(&config, policy.ways()).map_err(|error| ways::refuse(&error, code::FAILED))?;
+    let ways = WaysOut::start(
+        ways::Parts {
+            shards: shards.boxed(),
+            names: names.names().clone(),
+            mark: Some(plan.mark),
+            events: Some(Arc::clone(&shards.events)),
+            shown: shards.handles.first().cloned(),
+        },
+        Farewell::new(Part::Ways, &farewells),
+    );
+    let control = config.control.clone();
+    let (on_host, orders) = unbounded_channel();
     let daemon = Arc::new(Daemon::new(daemon::Parts {
         shards: shards.seen_by_control(),
         policy,
@@ -123,47 +147,55 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
         config,
         events: Arc::clone(&shards.events),
         names: Some(names.names().clone()),
+        ways: Some(ways.clone()),
         mark,
         tracking: tracking.state(),
+        on_host: Some(on_host),
     }));
 
-    let found = discover::Settings::of_this_host(
-        names::own_addresses(&daemon.in_force().config),
-        Some(plan.device.to_string()),
-    );
+    let device = Some(plan.device.to_string());
+    let found = discover::Settings::of_this_host(names.names().own(), device);
     let events = Some(Arc::clone(&shards.events));
     names
-        .start(shards.handles.clone(), Network::Followed(found), events)
+        .start(
+            shards.handles.clone(),
+            Network::Followed(found),
+            events,
+            Farewell::new(Part::Names, &farewells),
+        )
         .context("cannot start a thread")?;
 
+    // Before anything is led to us.
+    ways.open(wanted).map_err(|error| ways::refuse(&error, code::FAILED))?;
     let seen = host::Seen::look().map_err(refuse)?;
-    let ours = daemon.in_force().config.dns.addresses.clone();
     let changes = host::changes(&plan, &seen);
-    let switch = Switch::among(&changes);
+    let listener = runtime.block_on(async { control::listen(&control.socket, &control.group) })?;
     if let Err(error) = host.apply(changes) {
-        let _ = std::fs::remove_file(&daemon.in_force().config.control.socket);
+        let _ = std::fs::remove_file(&control.socket);
         return Err(refuse(error));
     }
-    tracking.may_switch(switch);
-    let host = Arc::new(Mutex::new(host));
+    let host = Shared::new(host);
+    tracking.take(&host);
     follower.take(&host);
-    let taken = takeover.and_then(|takeover| takeover.start(&plan, &ours, &seen, &host));
-    let stop = until_told(signals, &daemon, &mut shards.ended);
+    let taken = takeover.start(&plan, &seen, &host, orders, &farewells);
+    let mut missing = None;
+    let stop = async { missing = until_told(signals, &daemon, &mut ended).await };
     runtime.block_on(control::serve(listener, Arc::clone(&daemon), stop));
     notify(&[NotifyState::Stopping]);
+    ways.hide();
     drop(taken);
     follower.end();
-    let ended = shards.end();
-    let restored = match Arc::into_inner(host).and_then(|host| host.into_inner().ok()) {
-        Some(host) => host.restore().map_err(refuse),
-        // Whatever it was, the journal knows what is to be undone.
-        None => Host::open(&lock).map(|(_, undone)| undone).map_err(refuse),
-    };
+    tracking.end();
+    let totals = shards.end();
+    let restored = host.restore().map_err(refuse);
     // A policy that is being read holds nobody up.
     runtime.shutdown_timeout(GRACE);
     restored?;
-    ended?;
-    Ok(code::DONE)
+    totals?;
+    match missing {
+        None => Ok(code::DONE),
+        Some(part) => Err(Refusal::new(code::FAILED, format!("{part} has ended")).into()),
+    }
 }
 
 /// The signals that a daemon obeys.
@@ -183,25 +215,25 @@ impl Signals {
     }
 }
 
-/// Says that all is ready, and reloads when told, until a signal or the end of a shard ends the
-/// daemon: without a shard its part of the host's traffic would wait for nobody.
+/// Says that all is ready, and reloads when told, until a signal ends the daemon, or the end of a
+/// thread, which is told: without a shard its part of the host's traffic would wait for nobody.
 async fn until_told(
     mut signals: Signals,
     daemon: &Arc<Daemon>,
-    ended: &mut UnboundedReceiver<usize>,
-) {
+    ended: &mut UnboundedReceiver<Part>,
+) -> Option<Part> {
     notify(&[NotifyState::Ready]);
     info!("ready");
     loop {
         tokio::select! {
-            _ = signals.terminate.recv() => return,
-            _ = signals.interrupt.recv() => return,
+            _ = signals.terminate.recv() => return None,
+            _ = signals.interrupt.recv() => return None,
             _ = signals.hang_up.recv() => {
                 tokio::spawn(reload(Arc::clone(daemon)));
             }
-            Some(shard) = ended.recv() => {
-                error!(code = "shard-ended", shard, "a shard has ended, and so does the daemon");
-                return;
+            Some(part) = ended.recv() => {
+                error!(code = part.code(), "{part} has ended, and so does the daemon");
+                return Some(part);
             }
         }
     }
@@ -241,22 +273,15 @@ struct Shards {
     clocks: Vec<Clock>,
     threads: Vec<JoinHandle<Result<Totals, DriverError>>>,
     events: Arc<Events>,
-    /// Tells of shards that ended, unasked or asked.
-    ended: UnboundedReceiver<usize>,
-}
-
-/// Dropped, it says that its shard has ended, however that came.
-struct Farewell(UnboundedSender<usize>, usize);
-
-impl Drop for Farewell {
-    fn drop(&mut self) {
-        // Nobody listens any more when the daemon ends.
-        let _ = self.0.send(self.1);
-    }
 }
 
 impl Shards {
-    fn start(config: &Config, policy: &Arc<Policy>, names: &Names) -> anyhow::Result<Self> {
+    fn start(
+        config: &Config,
+        policy: &Arc<Policy>,
+        names: &Names,
+        farewells: &UnboundedSender<Part>,
+    ) -> anyhow::Result<Self> {
         let queues = open_queues(config)?;
         raise_descriptors();
         let (sender, receiver) = sync_channel(REPORTS);
@@ -267,32 +292,24 @@ impl Shards {
                 device: config.device.addresses.iter().map(IpNet::addr).collect(),
                 host: follow::addresses().context("cannot look at the host's addresses")?,
             },
-            services: Services {
-                resolver: Some(ResolverService {
-                    addresses: config.dns.addresses.clone(),
-                    intercept: config.dns.intercept,
-                }),
-                loopback: Vec::new(),
-            },
+            services: Services { resolver: Some(config.dns.service()), loopback: Vec::new() },
             names,
             mark: Some(config.host.mark),
             shards: queues.len(),
             reports: Some(sender),
         };
-        let (farewell, ended) = unbounded_channel();
         let mut shards = Self {
             handles: Vec::new(),
             clocks: Vec::new(),
             threads: Vec::new(),
             events: Arc::default(),
-            ended,
         };
         for (number, queue) in queues.into_iter().enumerate() {
             let owners = open_diagnostics().and_then(Owners::new);
             let driver = blueprint.build(number, queue, owners.ok())?;
             shards.handles.push(driver.handle());
             shards.clocks.push(Clock { epoch: SystemTime::now() - driver.epoch().elapsed() });
-            let farewell = Farewell(farewell.clone(), number);
+            let farewell = Farewell::new(Part::Shard(number), farewells);
             let thread = thread::Builder::new().name(format!("shard-{number}")).spawn(move || {
                 let _farewell = farewell;
                 driver.run()
@@ -301,19 +318,23 @@ impl Shards {
         }
         // Ends when the last shard has.
         let (clocks, events) = (shards.clocks.clone(), Arc::clone(&shards.events));
+        let farewell = Farewell::new(Part::Events, farewells);
         thread::Builder::new()
             .name("events".to_owned())
-            .spawn(move || daemon::publish(&receiver, &clocks, &events))
+            .spawn(move || {
+                daemon::publish(&receiver, &clocks, &events);
+                farewell.done();
+            })
             .context("cannot start a thread")?;
         Ok(shards)
     }
 
+    fn boxed(&self) -> Vec<Box<dyn Shard>> {
+        self.handles.iter().map(|handle| Box::new(handle.clone()) as Box<dyn Shard>).collect()
+    }
+
     fn seen_by_control(&self) -> Vec<(Box<dyn Shard>, Clock)> {
-        let handles = self.handles.iter().cloned();
-        handles
-            .zip(&self.clocks)
-            .map(|(handle, clock)| (Box::new(handle) as Box<dyn Shard>, *clock))
-            .collect()
+        self.boxed().into_iter().zip(self.clocks.iter().copied()).collect()
     }
 
     /// Ends every flow and waits for that.
@@ -321,8 +342,10 @@ impl Shards {
         for handle in &self.handles {
             handle.stop();
         }
-        for thread in self.threads {
-            thread.join().map_err(|_| anyhow::anyhow!("a shard's thread panicked"))??;
+        // All of them, whatever one says.
+        let ended: Vec<_> = self.threads.into_iter().map(JoinHandle::join).collect();
+        for ended in ended {
+            ended.map_err(|_| anyhow::anyhow!("a shard's thread panicked"))??;
         }
         Ok(())
     }
@@ -335,14 +358,20 @@ fn open_queues(config: &Config) -> anyhow::Result<Vec<OwnedFd>> {
         Queues::Count(count) => count,
         Queues::Auto => {
             let cores = thread::available_parallelism().map_or(1, usize::from);
-            if cores < CORES_FOR_TWO { 1 } else { cores / 2 }
+            // A tunnel is one shard's: flows of another could not take it.
+            let one = cores < CORES_FOR_TWO || !config.wireguard.is_empty();
+            if one { 1 } else { cores / 2 }
         }
     };
     (0..queues)
         .map(|_| {
             open_tun(&config.device.name, true, queues > 1).map_err(|error| {
                 let what = format!("cannot open the device {}: {error}", config.device.name);
-                Refusal::new(code::FAILED, what).help("modprobe tun").into()
+                let refusal = Refusal::new(code::FAILED, what);
+                match error.help() {
+                    Some(help) => refusal.help(help).into(),
+                    None => refusal.into(),
+                }
             })
         })
         .collect()
@@ -361,19 +390,24 @@ fn plan(config: &Config) -> anyhow::Result<host::Plan> {
         mark: host::Mark { value: config.host.mark, mask: config.host.mask },
         table: config.host.table,
         priority: config.host.priority,
-        capture: match &config.device.capture {
-            Capture::All => host::Capture::All,
-            Capture::Prefixes(prefixes) => {
-                // Where we answer is in there, whatever else is.
-                let ours = config.dns.addresses.iter().copied().map(IpNet::from);
-                host::Capture::Prefixes(prefixes.iter().copied().chain(ours).collect())
-            }
-            Capture::Nothing => host::Capture::Nothing,
-        },
+        capture: capture(&config.device.capture, &config.dns.addresses),
         forward: config.device.forward,
         local: config.guard.local.clone(),
         tracks: true,
     })
+}
+
+/// What is led to us, where we answer at `ours`.
+fn capture(capture: &Capture, ours: &[IpAddr]) -> host::Capture {
+    match capture {
+        Capture::All => host::Capture::All,
+        Capture::Prefixes(prefixes) => {
+            // Where we answer is in there, whatever else is.
+            let ours = ours.iter().copied().map(IpNet::from);
+            host::Capture::Prefixes(prefixes.iter().copied().chain(ours).collect())
+        }
+        Capture::Nothing => host::Capture::Nothing,
+    }
 }
 
 pub(crate) fn refuse(error: HostError) -> anyhow::Error {

@@ -38,7 +38,8 @@ pub(crate) struct Blueprint<'a> {
 }
 
 impl Blueprint<'_> {
-    /// Shard `number`, at `queue` of the device. Nothing runs yet.
+    /// Shard `number`, at `queue` of the device. Nothing runs yet, and `direct` is its only way
+    /// out until it is told of others.
     pub(crate) fn build(
         &self,
         number: usize,
@@ -76,7 +77,10 @@ impl Blueprint<'_> {
 /// The limits of one of so many shards. A flow may need a descriptor, so there are no more than
 /// this process may have: see [`raise_descriptors`].
 pub(crate) fn share(limits: Limits, shards: usize) -> request::Limits {
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    divide(limits, getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), shards)
+}
+
+fn divide(limits: Limits, descriptors: u64, shards: usize) -> request::Limits {
     let descriptors = usize::try_from(descriptors.saturating_sub(RESERVED_DESCRIPTORS));
     let flows = limits.flows.min(descriptors.unwrap_or(usize::MAX));
     request::Limits { flows: (flows / shards).max(16), memory: limits.memory / shards }
@@ -95,4 +99,27 @@ fn random_seed() -> anyhow::Result<u64> {
     rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
         .context("no random numbers")?;
     Ok(u64::from_ne_bytes(seed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divided_among_shards_table() {
+        let limits = |flows, memory| Limits { flows, memory };
+        #[rustfmt::skip]
+        let cases = [
+            ("one takes all", limits(65_536, 512 << 20), u64::MAX, 1, (65_536, 512 << 20)),
+            ("four", limits(65_536, 512 << 20), 1 << 20, 4, (16_384, 128 << 20)),
+            ("rounded down", limits(100, 1000), 1 << 20, 3, (33, 333)),
+            ("few descriptors", limits(65_536, 512 << 20), 1024, 2, (480, 256 << 20)),
+            ("hardly any", limits(65_536, 512 << 20), 10, 2, (16, 256 << 20)),
+            ("few flows", limits(20, 512 << 20), 1024, 8, (16, 64 << 20)),
+        ];
+        for (name, limits, descriptors, shards, expected) in cases {
+            let request::Limits { flows, memory } = divide(limits, descriptors, shards);
+            assert_eq!((flows, memory), expected, "{name}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! What the daemon's objects look like to people, in 80 columns.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use crate::diagnostics::COLUMNS;
@@ -88,17 +90,25 @@ fn rule(rule: &Value) -> String {
 
 /// What a reload cuts or a diff would cut.
 pub(crate) fn cut(object: &Value) -> Vec<String> {
-    let cut = object["cut"].as_array().map_or(&[][..], Vec::as_slice);
+    let list = |key: &str| object[key].as_array().map_or(&[][..], Vec::as_slice);
+    let via: HashMap<&str, &Value> = list("moved")
+        .iter()
+        .filter_map(|moved| Some((moved["flow"]["id"].as_str()?, &moved["via"])))
+        .collect();
     let line = |cut: &Value| {
         let flow = &cut["flow"];
-        let head = format!("{} by {}", word(&cut["verdict"]), rule(&cut["rule"]));
+        let via = flow["id"].as_str().and_then(|id| via.get(id));
+        let head = match via {
+            Some(via) => format!("by {}", word(via)),
+            None => format!("{} by {}", word(&cut["verdict"]), rule(&cut["rule"])),
+        };
         let ends = format!("{} > {}", word(&flow["client"]), word(&flow["destination"]));
         let mut out = Flowing::new(8);
         out.add(word(&flow["id"])).add(word(&flow["protocol"])).add(ends);
         out.add(word(&flow["owner"]["user"])).add(format!("now {head}"));
         out.end()
     };
-    cut.iter().map(line).collect()
+    list("cut").iter().map(line).collect()
 }
 
 /// An amount of bytes, to be read.
@@ -142,6 +152,17 @@ mod tests {
         let mut out = Flowing::new(8);
         out.add("0-4 open").add("").add("udp").add("x".repeat(70)).add("y");
         assert_eq!(out.end(), format!("0-4 open udp\n        {} y", "x".repeat(70)));
+    }
+
+    #[test]
+    fn what_moves_is_told_by_where() {
+        let flow =
+            |id: &str| json!({ "id": id, "protocol": "tcp", "client": "a", "destination": "b" });
+        let cut = |id: &str| json!({ "flow": flow(id), "verdict": "allow", "rule": "x" });
+        let moved = json!([{ "flow": flow("0-2"), "via": "wg1" }]);
+        let object = json!({ "cut": [cut("0-1"), cut("0-2")], "moved": moved });
+        let want = ["0-1 tcp a > b now allow by x", "0-2 tcp a > b now by wg1"];
+        assert_eq!(super::cut(&object), want);
     }
 
     #[test]

@@ -230,6 +230,22 @@ fn explain() {
         assert_eq!(said.exit, Some(exit), "{flow:?}: {}{}", said.out, said.err);
         assert!((said.out + &said.err).contains(wants), "{flow:?}");
     }
+    // What a configuration has may be named where it is given.
+    let named =
+        "policy 1\nroute to 10.0.0.0/8 via office\nblock via office port 22\ndefault allow\n";
+    let config = "[[proxy]]\nname = \"office\"\nurl = \"socks5://192.0.2.9:1080\"\n";
+    let files = [("b.policy", named.as_bytes()), ("t.toml", config.as_bytes())];
+    let directory = Directory::new("explain-named", &files);
+    let (named, config) = (directory.path("b.policy"), directory.path("t.toml"));
+    let flow = ["explain", "tcp", "any", "10.0.0.1:22", "--policy", &named];
+    let said = tunneld(&flow);
+    assert_eq!(said.exit, Some(1));
+    assert!(said.err.contains("`office`") && said.out.is_empty(), "{}{}", said.out, said.err);
+    let said = tunneld(&[&flow[..], &["--config", &config]].concat());
+    assert_eq!(said.exit, Some(1), "{}", said.err);
+    assert!(said.out.contains("way out     office\n"), "{}", said.out);
+    assert!(said.out.contains("verdict     block by b.policy:3\n"), "{}", said.out);
+
     let said = tunneld(&["explain", "tcp", "any", "192.0.2.1"]);
     assert_eq!(said.exit, Some(3));
     assert!(said.err.starts_with("error: explain: daemon not running\nhelp: "), "{}", said.err);

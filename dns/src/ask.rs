@@ -2,6 +2,7 @@
 //! transports.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use crate::message::UDP_SIZE;
+use crate::server::Transport;
 use crate::tls::CertificateFault;
 pub use crate::upstream::Reply;
 use crate::upstream::{self, Fault};
@@ -32,6 +34,19 @@ impl ResolverId {
     pub const fn set(self) -> ResolverSet {
         1 << (self.0 % MOST_RESOLVERS)
     }
+}
+
+/// Whose answer it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct By {
+    /// The resolver that was asked.
+    pub resolver: ResolverId,
+    /// Its server that answered.
+    pub server: SocketAddr,
+    /// How that was asked.
+    pub transport: Transport,
+    /// From the question to its answer.
+    pub took: Duration,
 }
 
 /// One question, class IN. Recursion is always desired, and AD is always set: the server

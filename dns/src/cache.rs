@@ -8,6 +8,7 @@
 //! its servers fail (RFC 8767).
 
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -91,7 +92,9 @@ pub(crate) enum Found {
 /// The cache.
 #[derive(Debug)]
 pub(crate) struct Cache {
-    parts: Box<[Mutex<Part>]>,
+    parts: [Mutex<Part>; PARTS],
+    /// How many of them are used. It changes while all are locked.
+    used: AtomicUsize,
     hasher: RandomState,
 }
 
@@ -104,7 +107,7 @@ pub(crate) struct Held {
     pub(crate) given: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Part {
     /// Key's hash to a place in `slots`.
     table: HashTable<u32>,
@@ -158,27 +161,60 @@ impl Slot {
 impl Cache {
     /// At most `entries` answers, and 1,400 bytes for each on average. 0: nothing is kept.
     pub(crate) fn new(entries: usize) -> Self {
-        let parts = (entries / ENTRIES_PER_PART).clamp(1, PARTS);
-        let most_entries = entries.div_ceil(parts);
-        let parts = (0..parts).map(|_| {
-            Mutex::new(Part {
-                table: HashTable::new(),
-                slots: Vec::new(),
-                free: Vec::new(),
-                hand: 0,
-                bytes: 0,
-                most_entries,
-                most_bytes: most_entries * BYTES_PER_ENTRY,
-                given: 0,
-            })
-        });
-        Self { parts: parts.collect(), hasher: RandomState::default() }
+        let cache = Self {
+            parts: Default::default(),
+            used: AtomicUsize::new(used_for(entries)),
+            hasher: RandomState::default(),
+        };
+        for part in &cache.parts {
+            lock(part).allow(entries.div_ceil(used_for(entries)));
+        }
+        cache
+    }
+
+    /// Another number of answers from now on. What is there stays, as far as it fits; what was
+    /// asked for stays before what was not. No lock is held for more than its part's share of
+    /// what goes, and for a thousand entries.
+    pub(crate) fn resize(&self, entries: usize, now: Instant) {
+        let (before, after) = (self.used.load(Ordering::Acquire), used_for(entries));
+        // Where there will be fewer, most go before all parts are locked.
+        for part in &self.parts {
+            let mut part = lock(part);
+            let fewer = part.most_entries.min(entries.div_ceil(before));
+            part.shrink(fewer, now);
+        }
+        if before == after {
+            for part in &self.parts {
+                lock(part).allow(entries.div_ceil(after));
+            }
+            return;
+        }
+        // Every entry's part is another. Nobody else locks more than one.
+        let mut parts: Vec<MutexGuard<'_, Part>> = self.parts.iter().map(lock).collect();
+        let mut slots: Vec<Slot> = parts.iter_mut().flat_map(|part| part.drain()).collect();
+        // The hand has cleared marks on its way: hits are what is left to tell them apart.
+        slots.sort_by_key(|slot| std::cmp::Reverse(slot.hits));
+        self.used.store(after, Ordering::Release);
+        for part in &mut parts {
+            part.allow(entries.div_ceil(after));
+        }
+        for slot in slots {
+            let part = &mut parts[place_of(slot.hash, after)];
+            if part.has_room(slot.bytes()) {
+                part.push(slot, now);
+            }
+        }
     }
 
     fn part(&self, hash: u64) -> MutexGuard<'_, Part> {
-        // Bits that the table in the part uses neither for its place nor for its tag.
-        let part = usize::from((hash >> 32) as u16) % self.parts.len();
-        self.parts[part].lock().unwrap_or_else(PoisonError::into_inner)
+        loop {
+            let used = self.used.load(Ordering::Acquire);
+            let part = lock(&self.parts[place_of(hash, used)]);
+            // While a part is locked their number stays.
+            if used == self.used.load(Ordering::Acquire) {
+                return part;
+            }
+        }
     }
 
     /// The hit path: calls `write` with an answer that can be given at once. None, and the
@@ -262,7 +298,7 @@ impl Cache {
     /// Drops what this resolver had a part in, or everything.
     pub(crate) fn flush(&self, resolver: Option<ResolverId>) {
         for part in &self.parts {
-            let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut part = lock(part);
             for place in 0..part.slots.len() {
                 let of_resolver = part.slots[place].as_ref().is_some_and(|slot| {
                     resolver.is_none_or(|resolver| resolvers(&slot.key).contains(&resolver.0))
@@ -278,7 +314,7 @@ impl Cache {
     pub(crate) fn held(&self) -> Held {
         let mut held = Held::default();
         for part in &self.parts {
-            let part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            let part = lock(part);
             held.entries += part.table.len();
             held.bytes += part.bytes;
             held.given += part.given;
@@ -287,7 +323,48 @@ impl Cache {
     }
 }
 
+/// Few entries are not divided: a part that is full by chance would drop what others have room
+/// for.
+fn used_for(entries: usize) -> usize {
+    (entries / ENTRIES_PER_PART).clamp(1, PARTS)
+}
+
+fn place_of(hash: u64, used: usize) -> usize {
+    // Bits that the table in the part uses neither for its place nor for its tag.
+    usize::from((hash >> 32) as u16) % used
+}
+
+fn lock(part: &Mutex<Part>) -> MutexGuard<'_, Part> {
+    part.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Part {
+    /// What it may hold from now on; it must not hold more.
+    fn allow(&mut self, entries: usize) {
+        self.most_entries = entries;
+        self.most_bytes = entries * BYTES_PER_ENTRY;
+    }
+
+    /// Drops what is more than that, and gives its memory back.
+    fn shrink(&mut self, entries: usize, now: Instant) {
+        if entries >= self.most_entries {
+            return;
+        }
+        self.allow(entries);
+        while self.table.len() > self.most_entries || self.bytes > self.most_bytes {
+            self.make_room(now);
+        }
+        for slot in self.drain() {
+            self.push(slot, now);
+        }
+    }
+
+    /// Takes all entries out.
+    fn drain(&mut self) -> Vec<Slot> {
+        (self.table, self.free, self.hand, self.bytes) = (HashTable::new(), Vec::new(), 0, 0);
+        std::mem::take(&mut self.slots).into_iter().flatten().collect()
+    }
+
     fn find(&mut self, hash: u64, key: &Key) -> Option<&mut Slot> {
         let place = self.place(hash, key)?;
         self.slots.get_mut(place)?.as_mut()
@@ -316,12 +393,16 @@ impl Part {
         }
     }
 
+    fn has_room(&self, bytes: usize) -> bool {
+        self.table.len() < self.most_entries && self.bytes + bytes <= self.most_bytes
+    }
+
     fn push(&mut self, slot: Slot, now: Instant) {
         let bytes = slot.bytes();
         if bytes > self.most_bytes {
             return;
         }
-        while self.table.len() >= self.most_entries || self.bytes + bytes > self.most_bytes {
+        while !self.has_room(bytes) {
             self.make_room(now);
         }
         let hash = slot.hash;

@@ -27,10 +27,14 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use tokio::sync::watch as channel;
+
 mod advert;
 mod belief;
 mod dhclient;
 mod files;
+#[cfg(test)]
+mod junk;
 mod links;
 mod network_manager;
 mod networkd;
@@ -41,14 +45,14 @@ mod server;
 pub(crate) mod tests;
 mod watch;
 
-pub use resolv_conf::ResolvConf;
+pub use resolv_conf::{ResolvConf, follow};
 pub use watch::{DEBOUNCE, once, watch};
 
 /// What discovery is told.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Addresses that are never anybody's server: the TUN's, and those that we answer at.
-    pub own: Vec<IpAddr>,
+    pub own: OwnAddresses,
     /// The TUN's name. What is said of its link is our own doing.
     pub tun: Option<String>,
     /// What `/etc`, `/run` and `/var` are below of: `/`, but in tests.
@@ -59,16 +63,49 @@ pub struct Settings {
 
 impl Settings {
     /// Those of this host.
-    pub fn of_this_host(own: Vec<IpAddr>, tun: Option<String>) -> Self {
-        Self { own, tun, root: PathBuf::from("/"), bus: None }
+    pub fn of_this_host(own: impl Into<OwnAddresses>, tun: Option<String>) -> Self {
+        Self { own: own.into(), tun, root: PathBuf::from("/"), bus: None }
+    }
+}
+
+/// Addresses of our own, which may change meanwhile: then all is looked at again.
+#[derive(Debug, Clone)]
+pub struct OwnAddresses(channel::Receiver<Vec<IpAddr>>);
+
+impl OwnAddresses {
+    fn contains(&self, ip: &IpAddr) -> bool {
+        self.0.borrow().contains(ip)
+    }
+
+    fn now(&self) -> Vec<IpAddr> {
+        self.0.borrow().clone()
+    }
+
+    /// Waits until they are others.
+    async fn changed(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl From<channel::Receiver<Vec<IpAddr>>> for OwnAddresses {
+    fn from(addresses: channel::Receiver<Vec<IpAddr>>) -> Self {
+        Self(addresses)
+    }
+}
+
+impl From<Vec<IpAddr>> for OwnAddresses {
+    fn from(addresses: Vec<IpAddr>) -> Self {
+        Self(channel::channel(addresses).1)
     }
 }
 
 /// The network's own servers.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
-    /// The servers in the order in which their source names them; none twice, at most
-    /// [`Found::MOST`].
+    /// The servers in the order in which their source names them; none twice over the same link,
+    /// at most [`Found::MOST`].
     pub servers: Vec<FoundServer>,
     /// Domains that a name of one label is tried in, in order: lower case, without the last dot.
     pub search: Vec<String>,

@@ -253,6 +253,16 @@ pub fn refuse(bytes: &[u8], code: ResponseCode, room: &mut Vec<u8>) {
     }
 }
 
+/// The answer to a query that could not be resolved: SERVFAIL, with its question, without which
+/// some take it for another's. What is no query is refused as such.
+pub fn fail(bytes: &[u8], over: Over, room: &mut Vec<u8>) {
+    match Query::read(bytes) {
+        Ok(query) => query.answer_empty(ResponseCode::ServFail, &[], over, room),
+        Err(Unfit::Refused(code)) => refuse(bytes, code, room),
+        Err(Unfit::Ignored) => room.clear(),
+    }
+}
+
 /// The OPT among the `count` records at `at`. Other records of a query (TSIG, SIG(0)) mean
 /// nothing to a forwarder and are skipped.
 fn read_edns(bytes: &[u8], mut at: usize, count: u16) -> Result<Option<Edns>, Unfit> {

@@ -81,9 +81,15 @@ fn push(text: &mut SmallVec<[u8; 96]>, byte: u8) {
 pub fn is_within(name: &str, zone: &str) -> bool {
     match name.strip_suffix(zone) {
         Some("") => true,
-        Some(front) => zone.is_empty() || (front.ends_with('.') && !front.ends_with("\\.")),
+        Some(front) => zone.is_empty() || front.strip_suffix('.').is_some_and(ends_a_label),
         None => false,
     }
+}
+
+/// Whether a dot behind this ends a label: it doesn't where it is escaped, and where it is not
+/// the dot but a backslash that is.
+fn ends_a_label(front: &str) -> bool {
+    front.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0
 }
 
 /// The place behind the name that starts at `at`, compressed or not; None when cut short.
@@ -137,6 +143,9 @@ mod tests {
             ("a.example", "example", true),
             ("aexample", "example", false),
             ("a\\.example", "example", false),
+            ("a\\\\.example", "example", true),
+            ("a\\\\\\.example", "example", false),
+            ("\\\\.example", "example", true),
             ("example", "a.example", false),
             ("example", "", true),
             ("", "", true),

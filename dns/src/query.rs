@@ -62,6 +62,17 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// Whose answers it is made of.
+    pub(crate) fn positions(&self) -> Positions {
+        match self {
+            Self::Answer(of) | Self::Negative { of, .. } => Positions::from_slice(&[*of]),
+            Self::Combine(of) => of.clone(),
+            Self::Failed => Positions::new(),
+        }
+    }
+}
+
 /// One question on its way.
 #[derive(Debug)]
 pub struct Asking {

@@ -23,7 +23,9 @@ use smallvec::SmallVec;
 use tokio::time::{timeout, timeout_at};
 
 use crate::answer::{Answer as Checked, Failed};
-use crate::ask::{Failure, MOST_RESOLVERS, Question, ResolverId, ResolverSet, Upstreams};
+use crate::ask::{
+    By, Failure, MOST_RESOLVERS, Question, Reply, ResolverId, ResolverSet, Upstreams,
+};
 use crate::cache::{Cache, Found, Key};
 use crate::event::Event;
 use crate::message::{self, Extended, Over, Query, Unfit};
@@ -32,11 +34,14 @@ use crate::query::{ANSWER_WITHIN, Asking, Kind, Next, Outcome};
 pub use crate::ready::Known;
 use crate::ready::{Age, Ready};
 use crate::split::{Choice, Form, Plan, Rule, Split};
-use flights::{Flight, Flights};
+use flights::{Flight, Flights, Landed};
 
 /// An app that waits this long gets the stale answer while the servers are still asked
 /// (RFC 8767 section 5, client response timer).
 const STALE_AFTER: Duration = Duration::from_millis(1_800);
+
+/// Longer no app waits for an answer, or for the word that there is none.
+pub const RESOLVED_WITHIN: Duration = ANSWER_WITHIN.saturating_add(Duration::from_millis(100));
 
 /// Events that wait for an answer to go with; more are counted and dropped.
 const MOST_EVENTS: usize = 64;
@@ -46,7 +51,8 @@ const MOST_EVENTS: usize = 64;
 pub struct Settings {
     /// Answers kept (`[dns] cache`); 0: none.
     pub cache: usize,
-    /// Different questions in flight; one more gets SERVFAIL at once.
+    /// Those who wait for servers; one more gets SERVFAIL at once. For the same resolvers a quarter
+    /// of them may wait, for one resolver half, so that a dead one leaves room for others.
     pub in_flight: usize,
     /// Where the transports register what they send, so that a loop is seen.
     pub own: OwnQueries,
@@ -69,11 +75,38 @@ pub struct Learned {
     pub ttl: Duration,
 }
 
+/// Where an answer is from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Nobody is asked for such a name, or such a query.
+    Here,
+    /// The cache, within the answer's TTL.
+    Cache,
+    /// The cache, past it: the servers failed or are slow.
+    Stale,
+    /// Servers: each whose answer is in it. None: nobody answered.
+    Servers(Arc<[By]>),
+}
+
+impl Source {
+    /// In a word, as reports have it.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Here => "here",
+            Self::Cache => "cache",
+            Self::Stale => "stale",
+            Self::Servers(_) => "servers",
+        }
+    }
+}
+
 /// An answer for an app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The whole message, without length field; empty: nothing is to be sent.
     pub bytes: Vec<u8>,
+    /// Where it is from.
+    pub source: Source,
     /// What the filter must know before the app has the answer.
     pub learned: Option<Learned>,
     /// What happened since the last answer, refreshes that nobody waited for included.
@@ -86,6 +119,8 @@ pub struct Warm {
     /// The addresses in it; None: none. If the filter no longer knows them as this name's,
     /// the query is to go to [`Resolver::resolve`], whose answer tells it.
     pub known: Option<Arc<Known>>,
+    /// It is past its TTL: the servers failed a moment ago.
+    pub stale: bool,
 }
 
 /// Counters since the start, and what is held now.
@@ -207,6 +242,12 @@ impl<U: Upstreams> Resolver<U> {
         self.cache.flush(resolver);
     }
 
+    /// Keeps so many answers from now on (`[dns] cache`). Those that are there stay, as far as
+    /// they fit.
+    pub fn set_cache(&self, entries: usize) {
+        self.cache.resize(entries, Instant::now());
+    }
+
     /// Where a question goes. `name`: lower case, no last dot.
     pub fn choose(&self, name: &str, kind: RecordType) -> Choice {
         let split = self.split.read().unwrap_or_else(PoisonError::into_inner);
@@ -228,95 +269,107 @@ impl<U: Upstreams> Resolver<U> {
         let Choice::Ask(rule) = self.choose(query.name(), query.kind()) else { return None };
         if rule.form == Form::None {
             query.answer_empty(ResponseCode::NXDomain, &[Extended::BLOCKED], over, room);
-            return Some(Warm { known: None });
+            return Some(Warm { known: None, stale: false });
         }
         self.cache.give(&Key::new(&query, &rule), now, |ready, age| {
             ready.write(&query, over, age, room);
-            Warm { known: ready.known.clone() }
+            Warm { known: ready.known.clone(), stale: age == Age::Stale }
         })
     }
 
     /// Answers a query. Called on a tokio runtime with time; ends within five seconds.
     pub async fn resolve(self: &Arc<Self>, query: Vec<u8>, over: Over) -> Answer {
+        self.resolve_by(query, over, tokio::time::Instant::now() + RESOLVED_WITHIN).await
+    }
+
+    /// The same; ends at `limit`, if it is sooner.
+    pub async fn resolve_by(
+        self: &Arc<Self>,
+        query: Vec<u8>,
+        over: Over,
+        limit: tokio::time::Instant,
+    ) -> Answer {
         let mut bytes = Vec::with_capacity(512);
-        let learned = match Query::read(&query) {
-            Ok(query) => self.resolve_query(&query, over, &mut bytes).await,
+        let (learned, source) = match Query::read(&query) {
+            Ok(query) => self.resolve_query(&query, over, limit, &mut bytes).await,
             Err(Unfit::Refused(code)) => {
                 message::refuse(&query, code, &mut bytes);
-                None
+                (None, Source::Here)
             }
-            Err(Unfit::Ignored) => None,
+            Err(Unfit::Ignored) => (None, Source::Here),
         };
-        Answer { bytes, learned, events: self.take_events() }
+        Answer { bytes, source, learned, events: self.take_events() }
     }
 
     async fn resolve_query(
         self: &Arc<Self>,
         query: &Query<'_>,
         over: Over,
+        limit: tokio::time::Instant,
         room: &mut Vec<u8>,
-    ) -> Option<Learned> {
-        let question = question(query)?;
+    ) -> (Option<Learned>, Source) {
+        let Some(question) = question(query) else { return (None, Source::Here) };
         let rule = match self.choose(query.name(), query.kind()) {
             Choice::Here(special) => {
                 local::answer(special, query, &question, over, room);
-                return None;
+                return (None, Source::Here);
             }
             Choice::Ask(rule) => rule,
         };
         if rule.form == Form::None || rule.resolvers.is_empty() {
             query.answer_empty(ResponseCode::NXDomain, &[Extended::BLOCKED], over, room);
-            return None;
+            return (None, Source::Here);
         }
         let now = tokio::time::Instant::now().into_std();
         let name: Arc<str> = (&**query.name()).into();
         if self.own.is_own(query) {
             self.tell(Event::Loop { name, kind: query.kind() });
             query.answer_empty(ResponseCode::ServFail, &[], over, room);
-            return None;
+            return (None, Source::Here);
         }
+        let left = limit.saturating_duration_since(tokio::time::Instant::now());
         let key = Key::new(query, &rule);
         let found = self.cache.look(&key, now);
         let epoch = self.epoch.load(Relaxed);
         let errand = Errand { key, epoch, rule, question, name };
-        let (ready, age) = match found {
+        let (ready, age, source) = match found {
             Found::Fresh { ready, gone, refresh } => {
                 count(&self.counters.hits);
                 if refresh {
                     count(&self.counters.prefetched);
                     drop(self.start(errand));
                 }
-                (ready, Age::Fresh(gone))
+                (ready, Age::Fresh(gone), Source::Cache)
             }
             Found::Revived(ready) => {
                 count(&self.counters.stale);
-                (ready, Age::Stale)
+                (ready, Age::Stale, Source::Stale)
             }
-            Found::Stale(stale) => match self.wait(errand, STALE_AFTER).await {
-                Some(ready) if ready.kind != Kind::Failed => (ready, Age::Fresh(0)),
+            Found::Stale(stale) => match self.wait(errand, STALE_AFTER.min(left)).await {
+                Some(Landed { ready, by }) if ready.kind != Kind::Failed => {
+                    (ready, Age::Fresh(0), Source::Servers(by))
+                }
                 Some(_) | None => {
                     count(&self.counters.stale);
-                    (stale, Age::Stale)
+                    (stale, Age::Stale, Source::Stale)
                 }
             },
-            Found::Miss => {
-                match self.wait(errand, ANSWER_WITHIN + Duration::from_millis(100)).await {
-                    Some(ready) => (ready, Age::Fresh(0)),
-                    None => {
-                        let errors = [Extended::NO_REACHABLE];
-                        query.answer_empty(ResponseCode::ServFail, &errors, over, room);
-                        return None;
-                    }
+            Found::Miss => match self.wait(errand, RESOLVED_WITHIN.min(left)).await {
+                Some(Landed { ready, by }) => (ready, Age::Fresh(0), Source::Servers(by)),
+                None => {
+                    let errors = [Extended::NO_REACHABLE];
+                    query.answer_empty(ResponseCode::ServFail, &errors, over, room);
+                    return (None, Source::Servers(Arc::default()));
                 }
-            }
+            },
         };
         ready.write(query, over, age, room);
-        learned(&ready, age)
+        (learned(&ready, age), source)
     }
 
     /// Waits for the answer of a question in flight, started here unless it is already.
     /// None: too much in flight, or not in time.
-    async fn wait(self: &Arc<Self>, errand: Errand, within: Duration) -> Option<Arc<Ready>> {
+    async fn wait(self: &Arc<Self>, errand: Errand, within: Duration) -> Option<Landed> {
         let Some(waiter) = self.start(errand) else {
             count(&self.counters.overloaded);
             return None;
@@ -325,7 +378,7 @@ impl<U: Upstreams> Resolver<U> {
     }
 
     fn start(self: &Arc<Self>, errand: Errand) -> Option<flights::Waiter> {
-        match self.flights.join(&errand.key, errand.epoch)? {
+        match self.flights.join(&errand.key, errand.epoch, &errand.rule.resolvers)? {
             (waiter, None) => {
                 count(&self.counters.joined);
                 Some(waiter)
@@ -339,25 +392,25 @@ impl<U: Upstreams> Resolver<U> {
     }
 
     async fn run(self: Arc<Self>, errand: Errand, flight: Flight) {
-        let ready = self.ask(&errand).await;
-        if let Some(ready) = ready.map(Arc::new) {
+        if let Some(landed) = self.ask(&errand).await {
             // Kept before the flight ends, so that nobody asks in between.
             if self.epoch.load(Relaxed) == errand.epoch {
                 let now = tokio::time::Instant::now().into_std();
-                self.cache.insert(&errand.key, &ready, now);
+                self.cache.insert(&errand.key, &landed.ready, now);
             }
-            flight.land(&ready);
+            flight.land(&landed);
         }
     }
 
     /// Asks the rule's resolvers in its form.
-    async fn ask(&self, errand: &Errand) -> Option<Ready> {
+    async fn ask(&self, errand: &Errand) -> Option<Landed> {
         let rule = &errand.rule;
         let now = || tokio::time::Instant::now().into_std();
         let started = now();
         let mut asking = Asking::new(rule.form, rule.resolvers.len(), started);
         let mut heard: SmallVec<[Option<Result<Checked, Failed>>; 4]> = SmallVec::new();
         heard.resize_with(rule.resolvers.len(), || None);
+        let mut whose: SmallVec<[Option<By>; 4]> = smallvec::smallvec![None; heard.len()];
         let mut asked = FuturesUnordered::new();
         let outcome = loop {
             match asking.next(now()) {
@@ -371,6 +424,10 @@ impl<U: Upstreams> Resolver<U> {
                 Next::Wait(until) => {
                     let next = timeout_at(until.into(), asked.next()).await;
                     if let Ok(Some((position, answer))) = next {
+                        let answer = answer.map(|(answer, by)| {
+                            whose[position] = Some(by);
+                            answer
+                        });
                         let kind = answer.as_ref().map_or(Kind::Failed, |answer| answer.kind);
                         asking.heard(position, kind, now());
                         heard[position] = Some(answer);
@@ -380,7 +437,9 @@ impl<U: Upstreams> Resolver<U> {
             }
         };
         drop(asked);
-        self.conclude(errand, heard, &outcome)
+        let by = outcome.positions().iter().filter_map(|position| whose[*position]).collect();
+        let ready = Arc::new(self.conclude(errand, heard, &outcome)?);
+        Some(Landed { ready, by })
     }
 
     /// One resolver's checked answer, without near addresses if the rule does not let them
@@ -390,13 +449,16 @@ impl<U: Upstreams> Resolver<U> {
         resolver: ResolverId,
         errand: &Errand,
         within: Duration,
-    ) -> Result<Checked, Failed> {
+    ) -> Result<(Checked, By), Failed> {
         let Errand { rule, question, .. } = errand;
         let index = usize::from(resolver.0 % MOST_RESOLVERS);
         count(&self.asked[index]);
         let reply = self.upstreams.ask(resolver, question, within).await.map_err(Failed::from);
-        let answer = reply.and_then(|reply| Checked::read(reply.message, question, resolver.set()));
-        let mut answer = answer.inspect_err(|_| count(&self.failed[index]))?;
+        let answer = reply.and_then(|Reply { message, server, transport, took }| {
+            let by = By { resolver, server, transport, took };
+            Ok((Checked::read(message, question, resolver.set())?, by))
+        });
+        let (mut answer, by) = answer.inspect_err(|_| count(&self.failed[index]))?;
         if !(rule.private || rule.specific || self.upstreams.is_tunnel(resolver)) {
             let mut addresses = answer.filter_near(question);
             if !addresses.is_empty() {
@@ -405,7 +467,7 @@ impl<U: Upstreams> Resolver<U> {
                 self.tell(Event::Rebinding { name, kind: question.kind, resolver, addresses });
             }
         }
-        Ok(answer)
+        Ok((answer, by))
     }
 
     /// Makes the answer of what was heard.

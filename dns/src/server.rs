@@ -82,6 +82,24 @@ pub enum Endpoint {
     },
 }
 
+/// A device behind which a server is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Device {
+    /// Whichever has this name, as a configuration writes it.
+    Named(Arc<str>),
+    /// The one with this index, which stays when it is renamed.
+    Index(u32),
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => f.write_str(name),
+            Self::Index(index) => write!(f, "{index}"),
+        }
+    }
+}
+
 /// One server of a resolver.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Server {
@@ -94,7 +112,7 @@ pub struct Server {
     /// Of an HTTPS server, from the slash on.
     pub path: Option<Arc<str>>,
     /// The device behind which it is, whatever routing says.
-    pub device: Option<Arc<str>>,
+    pub device: Option<Device>,
 }
 
 impl Server {
@@ -119,8 +137,8 @@ impl Server {
     }
 
     /// The same server, behind `device`.
-    pub fn behind(self, device: &str) -> Self {
-        Self { device: Some(device.into()), ..self }
+    pub fn behind(self, device: Device) -> Self {
+        Self { device: Some(device), ..self }
     }
 
     /// Its address, where it is known without asking.
@@ -139,13 +157,11 @@ impl fmt::Display for Server {
         }
         let port = match &self.endpoint {
             Endpoint::Address(address) => {
-                let device = self.device.as_deref();
-                let (open, zone, device, close) = match (address.is_ipv6(), device) {
-                    (true, Some(device)) => ("[", "%", device, "]"),
-                    (true, None) => ("[", "", "", "]"),
-                    (false, _) => ("", "", "", ""),
-                };
-                write!(f, "{open}{}{zone}{device}{close}", address.ip())?;
+                match (address, &self.device) {
+                    (SocketAddr::V6(v6), Some(device)) => write!(f, "[{}%{device}]", v6.ip())?,
+                    (SocketAddr::V6(v6), None) => write!(f, "[{}]", v6.ip())?,
+                    (SocketAddr::V4(v4), _) => write!(f, "{}", v4.ip())?,
+                }
                 address.port()
             }
             Endpoint::Named { host, port } => {
@@ -356,7 +372,7 @@ impl FromStr for Server {
             endpoint: Endpoint::Address(SocketAddr::new(address, port)),
             name: name.map(Into::into),
             path: (transport == Transport::Https).then(|| path.into()),
-            device: written.device.map(Into::into),
+            device: written.device.map(|name| Device::Named(name.into())),
         })
     }
 }
@@ -411,7 +427,12 @@ impl<'a> Authority<'a> {
             Some(_) => return Err(ServerError::NoPort),
         };
         let (host, device) = match host.split_once('%') {
-            Some((host, device)) if (1..16).contains(&device.len()) => (host, Some(device)),
+            // A bracket is what ends it.
+            Some((host, device))
+                if (1..16).contains(&device.len()) && !device.contains(['[', ']']) =>
+            {
+                (host, Some(device))
+            }
             Some(_) => return Err(ServerError::NoAddress),
             None => (host, None),
         };
@@ -478,6 +499,8 @@ fn is_host_name(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -528,7 +551,7 @@ mod tests {
         assert_eq!(server.endpoint, Endpoint::Named { host, port: 443 });
         assert_eq!(server.to_string(), "https://dns.corp.example/dns-query");
         let server: Server = "fe80::1%eth0".parse().expect("link-local");
-        assert_eq!(server.device.as_deref(), Some("eth0"));
+        assert_eq!(server.device, Some(Device::Named("eth0".into())));
         assert_eq!(server.to_string(), "[fe80::1%eth0]");
     }
 
@@ -601,6 +624,38 @@ mod tests {
             let error = text.parse::<Server>().expect_err(text);
             assert_eq!(error.to_string(), message, "{text}");
             assert!(error.help().starts_with(help), "{text}: {}", error.help());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig {
+            cases: 2_000,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
+
+        /// No heap of pieces makes it panic, and what is a server is written as it is read.
+        #[test]
+        fn what_is_shown_is_what_was_read(
+            parts in prop::collection::vec(
+                prop::sample::select(vec![
+                    "tls", "https", "quic", "tcp", "udp", "http", "://", ":", "/", "#", "%", "[", "]",
+                    "?", " ", "\0", "é", "10.20.0.53", "::1", "2001:db8::53", "fe80::1", "eth0",
+                    "dns.example", "dns-query", "853", "0", "65536", ".", "-", "255.255.255.255",
+                ]),
+                0..9,
+            ),
+        ) {
+            let text = parts.concat();
+            match text.parse::<Server>() {
+                Ok(server) => {
+                    let shown = server.to_string();
+                    prop_assert_eq!(shown.parse::<Server>(), Ok(server), "{} of {}", shown, text);
+                }
+                Err(error) => {
+                    let _ = (error.to_string(), error.help());
+                }
+            }
         }
     }
 }

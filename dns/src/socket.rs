@@ -11,7 +11,8 @@
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::num::NonZeroU32;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use nix::sys::socket::setsockopt;
@@ -21,16 +22,19 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
 use tokio::net::TcpSocket;
 
+use crate::server::Device;
+
+pub(crate) mod allowance;
 pub(crate) mod provider;
 pub(crate) mod quic;
 
 /// A server's place: where a socket leads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Target {
     /// The server's address.
     pub address: SocketAddr,
     /// The device behind which it is, whatever routing says.
-    pub device: Option<Arc<str>>,
+    pub device: Option<Device>,
 }
 
 /// A connection's bytes.
@@ -84,25 +88,34 @@ pub trait Way: fmt::Debug + Send + Sync + 'static {
     fn is_tunnel(&self) -> bool;
 }
 
+/// The index of the uplink that leads to a server now, if a socket is to be bound to it.
+pub type Uplink = Box<dyn Fn(&Target) -> Option<u32> + Send + Sync>;
+
 /// The kernel's routing, past our own capture.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Direct {
     /// Of our own packets.
     mark: Option<u32>,
-    device: RwLock<Option<Arc<str>>>,
+    uplink: Option<Uplink>,
+}
+
+impl fmt::Debug for Direct {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Direct").field("mark", &self.mark).finish_non_exhaustive()
+    }
 }
 
 impl Direct {
     /// With the mark of our own packets, which needs CAP_NET_ADMIN.
     pub fn new(mark: Option<u32>) -> Self {
-        Self { mark, device: RwLock::default() }
+        Self { mark, uplink: None }
     }
 
-    /// The uplink's device, to which sockets are bound from now on unless the server's place
-    /// names another. Servers on loopback are reached without.
-    pub fn set_device(&self, device: Option<&str>) {
-        let device = device.map(Arc::from);
-        *self.device.write().unwrap_or_else(PoisonError::into_inner) = device;
+    /// Binds each socket to the uplink that leads to its server when it is opened; one whose
+    /// place names a device is asked there, whatever the uplink is. Whoever knows that it is
+    /// another one by now resets the pool.
+    pub fn bound(self, uplink: Uplink) -> Self {
+        Self { uplink: Some(uplink), ..self }
     }
 
     /// A socket of the kernel that leaves this way, not yet connected.
@@ -115,14 +128,18 @@ impl Direct {
         if let Some(mark) = self.mark {
             socket.set_mark(mark)?;
         }
-        let uplink = || self.device.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let device = match &target.device {
-            Some(device) => Some(Arc::clone(device)),
-            None if target.address.ip().is_loopback() => None,
-            None => uplink(),
+        let uplink = self.uplink.as_ref().and_then(|uplink| uplink(target));
+        let index = match &target.device {
+            Some(Device::Named(name)) => {
+                socket.bind_device(Some(name.as_bytes()))?;
+                None
+            }
+            Some(Device::Index(index)) => Some(*index),
+            None => uplink,
         };
-        if let Some(device) = device {
-            socket.bind_device(Some(device.as_bytes()))?;
+        if let Some(index) = index.and_then(NonZeroU32::new) {
+            // SO_BINDTOIFINDEX, which is the same for both families.
+            socket.bind_device_by_index_v4(Some(index))?;
         }
         Ok(socket)
     }
@@ -237,8 +254,6 @@ mod tests {
         let server = UdpSocket::bind("127.0.0.1:0").expect("bind");
         let stranger = UdpSocket::bind("127.0.0.1:0").expect("bind");
         let direct = Direct::default();
-        // Loopback is reached whatever the uplink is.
-        direct.set_device(Some("none0"));
         let socket = direct.bind_udp(&to(server.local_addr().expect("address"))).expect("a socket");
         let near = socket.local_address().expect("address");
         stranger.send_to(b"forged", near).expect("sent");

@@ -16,7 +16,8 @@
 //! This crate changes no file: [`Follow`] says what is to be taken and when, again after somebody
 //! else's rewrite, and its caller makes the journaled change. Whoever rewrites the file is
 //! answered [`REWRITES`] times in a minute and then left alone: two programs that write one file
-//! in turn help nobody.
+//! in turn help nobody. What could not be done, and a file that another daemon like us has, are
+//! tried again after a second, then after twice as long each time, to a minute.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -39,6 +40,9 @@ pub const KEPT: &str = "/etc/resolv.pre-tunneld.conf";
 /// The name of our record of resolvconf. Debian's has an order of names, and those of `tun` are
 /// before every device's.
 pub const RECORD: &str = "tun.tunneld";
+/// Where records lie: Debian's, openresolv's to 3.12, and from 3.13.
+const RECORDS: [&str; 3] =
+    ["/run/resolvconf/interface", "/run/resolvconf/interfaces", "/run/resolvconf/keys"];
 /// How often in a minute a rewrite of the file is answered.
 pub const REWRITES: usize = 5;
 
@@ -203,39 +207,89 @@ pub fn text(ours: &[IpAddr], before: &ResolvConf) -> String {
     conf.with_nameservers(ours)
 }
 
+/// Whose the file is, in its writer's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// It is as we have written it.
+    Ours,
+    /// Another daemon like us has it, and runs: one file can't name both.
+    Anothers,
+    /// Anybody else's.
+    Theirs,
+}
+
 /// What is to be done now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Todo {
-    /// Take the file this way, at once: nothing else is told until it is done.
+    /// Take the file this way, at once: nothing else is told until it is done. Where it can't be,
+    /// [`Follow::failed`] has it told again later.
     Take(Way),
     /// Nothing ever again: the file is rewritten too often. It has been said in the log.
     Leave,
 }
 
 /// What is wanted of the file, now and whenever somebody rewrites it.
-#[derive(Debug)]
 pub struct Follow {
     wanted: Wanted,
     root: PathBuf,
     bus: Option<String>,
-    is_ours: fn(&[u8]) -> bool,
+    whose: TellWhose,
     inotify: Inotify,
     has_record: bool,
+    /// Whether the file has named what our record does.
+    named_us: bool,
     rewrites: Rewrites,
-    /// Whether it was never looked at.
-    fresh: bool,
+    /// Why it is to be looked at without having changed.
+    fresh: Option<Fresh>,
+    again: Again,
+    /// Whether it was said that another daemon has it.
+    shared: bool,
     left: bool,
+}
+
+type TellWhose = Box<dyn Fn(&[u8]) -> Whose + Send>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fresh {
+    /// It was never looked at, or somebody has moved it.
+    Moved,
+    /// It is time to try again.
+    Again,
+}
+
+/// When to try again what could not be done.
+#[derive(Debug)]
+struct Again {
+    at: Option<Instant>,
+    wait: Duration,
+}
+
+impl Again {
+    const FIRST: Duration = Duration::from_secs(1);
+    const LAST: Duration = Duration::from_secs(60);
+    const NEVER: Self = Self { at: None, wait: Self::FIRST };
+
+    fn after(&mut self, now: Instant) {
+        self.at = Some(now + self.wait);
+        self.wait = (2 * self.wait).min(Self::LAST);
+    }
+}
+
+impl std::fmt::Debug for Follow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Follow").field("wanted", &self.wanted).finish_non_exhaustive()
+    }
 }
 
 impl Follow {
     /// Looks at the host, and begins to watch. The second says whether resolved is to be held.
-    /// `is_ours` tells our file from another; `root` is `/` and `bus` is `None`, but in tests.
+    /// `whose` tells our file from another; `root` is `/` and `bus` is `None`, but in tests.
     /// Needs a tokio runtime with I/O and time.
     pub async fn new(
         wanted: Wanted,
         root: &Path,
         bus: Option<&str>,
-        is_ours: fn(&[u8]) -> bool,
+        whose: impl Fn(&[u8]) -> Whose + Send + 'static,
     ) -> Result<(Self, bool), TakeoverError> {
         let path = below(root, RESOLV_CONF);
         let inotify = Inotify::new(vec![Place::File(path)]).map_err(TakeoverError::Watch)?;
@@ -244,11 +298,14 @@ impl Follow {
             wanted,
             root: root.to_owned(),
             bus: bus.map(str::to_owned),
-            is_ours,
+            whose: Box::new(whose),
             inotify,
             has_record: false,
+            named_us: false,
             rewrites: Rewrites::default(),
-            fresh: true,
+            fresh: Some(Fresh::Moved),
+            again: Again::NEVER,
+            shared: false,
             left: false,
         };
         Ok((follow, hold))
@@ -256,9 +313,15 @@ impl Follow {
 
     /// What is to be done at once, if anything.
     pub async fn now(&mut self) -> Option<Todo> {
-        let todo = self.look().await;
-        self.fresh = false;
+        let todo = self.look(self.fresh == Some(Fresh::Again)).await;
+        self.fresh = None;
         todo
+    }
+
+    /// Says that what was told last could not be done.
+    pub fn failed(&mut self) {
+        self.has_record = false;
+        self.again.after(Instant::now());
     }
 
     /// Waits until there is something to do: the first time for no time at all, then until the
@@ -268,12 +331,26 @@ impl Follow {
             if self.left {
                 return std::future::pending().await;
             }
-            if !self.fresh {
-                if self.inotify.changed().await.is_err() {
-                    return self.leave("it cannot be watched any more");
+            if self.fresh.is_none() {
+                let again = self.again.at;
+                let time = async {
+                    match again {
+                        Some(at) => tokio::time::sleep_until(at.into()).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    changed = self.inotify.changed() => {
+                        if changed.is_err() {
+                            return self.leave("it cannot be watched any more");
+                        }
+                        self.fresh = Some(Fresh::Moved);
+                    }
+                    () = time => self.fresh = Some(Fresh::Again),
                 }
+            }
+            if self.fresh == Some(Fresh::Moved) {
                 // Whoever writes comes to an end.
-                self.fresh = true;
                 self.inotify.settle(DEBOUNCE).await;
             }
             if let Some(todo) = self.now().await {
@@ -282,23 +359,58 @@ impl Follow {
         }
     }
 
-    async fn look(&mut self) -> Option<Todo> {
+    /// `again`: nobody has changed anything, so nobody is answered.
+    async fn look(&mut self, again: bool) -> Option<Todo> {
         let path = below(&self.root, RESOLV_CONF);
-        if std::fs::read(&path).is_ok_and(|bytes| (self.is_ours)(&bytes)) {
-            return None;
+        self.again.at = None;
+        match std::fs::read(&path).map_or(Whose::Theirs, |bytes| (self.whose)(&bytes)) {
+            Whose::Ours => {
+                (self.again, self.shared) = (Again::NEVER, false);
+                return None;
+            }
+            // However it ends: it may be killed, and leave the file.
+            Whose::Anothers if self.wanted != Wanted::Resolved && self.wanted != Wanted::None => {
+                if !std::mem::replace(&mut self.shared, true) {
+                    warn!(
+                        code = "resolv-conf-shared",
+                        "{RESOLV_CONF} is another tunneld's, and is left to it while it runs"
+                    );
+                }
+                self.again.after(Instant::now());
+                return None;
+            }
+            Whose::Anothers | Whose::Theirs => self.shared = false,
         }
         let seen = Seen::look(&self.root, self.bus.as_deref()).await;
         // What was wanted by name and went, can't be had now, and that was said at the start.
         let way = choose(self.wanted, &seen).ok()?.1?;
         match way {
-            Way::Record if self.has_record => None,
-            Way::Record => {
-                self.has_record = true;
+            Way::Record if self.record_stands() => None,
+            Way::Record | Way::File if again || self.rewrites.again(Instant::now()) => {
+                self.has_record = way == Way::Record;
                 Some(Todo::Take(way))
             }
-            Way::File if self.rewrites.again(Instant::now()) => Some(Todo::Take(way)),
-            Way::File => Some(self.leave("somebody else keeps writing it")),
+            Way::Record | Way::File => Some(self.leave("somebody else keeps writing it")),
         }
+    }
+
+    /// Whether our record is there and counts. Where the file has never named us, a cache on this
+    /// host stands before the records, and is told by resolvconf whom to ask.
+    fn record_stands(&mut self) -> bool {
+        let servers = |path: PathBuf| {
+            let text = std::fs::read(path)?;
+            std::io::Result::Ok(ResolvConf::parse(&String::from_utf8_lossy(&text)).nameservers)
+        };
+        let records = RECORDS.map(|directory| below(&self.root, directory).join(RECORD));
+        let Some(record) = records.into_iter().find(|record| record.exists()) else {
+            return false;
+        };
+        let ours = servers(record).unwrap_or_default();
+        let named = servers(below(&self.root, RESOLV_CONF)).unwrap_or_default();
+        let names_us = ours.iter().any(|ip| named.contains(ip));
+        let stands = self.has_record && (names_us || !self.named_us);
+        self.named_us |= names_us;
+        stands
     }
 
     fn leave(&mut self, why: &'static str) -> Todo {
@@ -308,13 +420,13 @@ impl Follow {
     }
 }
 
-/// When the file was taken lately.
+/// When something was taken lately.
 #[derive(Debug, Default)]
-struct Rewrites(VecDeque<Instant>);
+pub(crate) struct Rewrites(VecDeque<Instant>);
 
 impl Rewrites {
     /// Whether it may be taken once more: the first time, and [`REWRITES`] times a minute.
-    fn again(&mut self, now: Instant) -> bool {
+    pub(crate) fn again(&mut self, now: Instant) -> bool {
         const MINUTE: Duration = Duration::from_secs(60);
         self.0.retain(|then| now.saturating_duration_since(*then) < MINUTE);
         let may = self.0.len() <= REWRITES;

@@ -14,8 +14,9 @@ use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{VerifierBuilderError, WantsClientCert};
 use rustls::crypto::CryptoProvider;
+pub use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::{self, PemObject as _};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::{
     CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore,
     SignatureScheme,
@@ -156,6 +157,14 @@ impl Credentials {
                 .map_err(|error| TrustError::Unusable { path: path.clone(), error })?;
         }
         Ok(credentials)
+    }
+
+    /// The configuration of connections to somebody else than a name server.
+    ///
+    /// # Errors
+    /// The cryptography refuses our own certificate.
+    pub fn client_config(&self) -> Result<ClientConfig, TrustError> {
+        Ok(self.config()?.0)
     }
 
     /// The configuration of one server's connections, and what became of its certificate.

@@ -32,13 +32,15 @@ pub use self::health::State;
 use self::remote::Remote;
 use crate::own::OwnQueries;
 use crate::server::{Endpoint, Server, Transport};
-use crate::socket::Way;
+use crate::socket::{Target, Way};
 use crate::tls::{Credentials, Trust, TrustError};
 
 mod fault;
 mod health;
 mod remote;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod udp;
 mod wire;
 
@@ -161,6 +163,14 @@ impl Pool {
     /// Its servers in the order of asking, and what was last seen of each.
     pub fn servers(&self) -> impl Iterator<Item = (&Server, State)> {
         self.remotes.iter().map(|remote| (&*remote.server, remote.state()))
+    }
+
+    /// Where its servers are, as far as that is known without asking.
+    pub fn places(&self) -> impl Iterator<Item = Target> {
+        self.remotes.iter().filter_map(|remote| {
+            let address = remote.server.address().or_else(|| remote.known_address())?;
+            Some(Target { address, device: remote.server.device.clone() })
+        })
     }
 
     /// Whether its servers are reached through a tunnel.

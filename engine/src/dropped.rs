@@ -86,6 +86,8 @@ pub enum Outcome {
     ToApp,
     /// Taken towards the far side: into a flow's stream or out as a datagram.
     ToEgress,
+    /// Sent into a tunnel.
+    ToLink,
     /// Kept until a verdict or a connect is known, or part of a fragmented datagram.
     Held,
     /// Gone, and counted by cause.
@@ -104,6 +106,8 @@ pub struct Counters {
     pub older: u64,
     /// [`Outcome::ToEgress`].
     pub to_egress: u64,
+    /// [`Outcome::ToLink`].
+    pub to_link: u64,
     /// [`Outcome::Held`].
     pub held: u64,
     /// [`Outcome::Dropped`] by cause, in the order of [`Dropped::ALL`].
@@ -118,6 +122,7 @@ impl Counters {
         match outcome {
             Outcome::ToApp => self.to_app += 1,
             Outcome::ToEgress => self.to_egress += 1,
+            Outcome::ToLink => self.to_link += 1,
             Outcome::Held => self.held += 1,
             Outcome::Dropped(cause) => self.dropped[cause as usize] += 1,
         }

@@ -8,6 +8,9 @@
 //!   [`Sink`] at once.
 //! * After each of them, drain [`Engine::poll_output`] to `None`; a request is answered
 //!   by [`Engine::handle`], at once or later.
+//! * [`Engine::handle_link_packet`] takes what comes out of a tunnel; [`Engine::set_ways`] says
+//!   which ways out there are and which of them are usable (`link`). Ports at a tunnel's address
+//!   that are the driver's own are asked for ([`Engine::reserve`], `netstack`).
 //! * [`Engine::handle_answer`], [`Engine::await_answer`] and [`Engine::close_question`] carry
 //!   what the service says to datagrams that went to it ([`Way::Service`]).
 //! * [`Engine::next_dirty`] names the flows whose bytes may move. For each: lend
@@ -20,10 +23,16 @@
 //! * After a panic in any of them the flow to end is [`Engine::carried`] (`broken`).
 
 mod broken;
+mod chain;
+mod contract;
 mod datagram;
+mod due;
 mod judge;
 mod limit;
+mod link;
+mod netstack;
 mod own;
+mod peek;
 mod reload;
 mod service;
 mod stream;
@@ -31,213 +40,52 @@ mod stream;
 mod tests;
 mod walk;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tracing::debug;
 
 use crate::dropped::{Counters, Dropped, Outcome};
 use crate::flow::table::Table;
-use crate::flow::{
-    First, Flow, FlowId, Held, Key, MappingId, Opening, REPEAT_AFTER, RingId, Rings, State, Waiting,
-};
+use crate::flow::{First, Flow, FlowId, Held, Key, MappingId, Opening, State, Waiting};
 use crate::names::{Learned, Names};
+use crate::nat::Nat;
 use crate::packet::fragment::Reassembler;
 use crate::packet::icmp::{self, Cause};
 use crate::packet::{self, Packet, Received, Tcp, Transport, reset};
 use crate::policy::Policy;
+use crate::recent::Recent;
 use crate::report::{Report, Stage};
 use crate::stack::Stack;
 use crate::timers::Timers;
-use crate::{Egress, Fact, Facts, Failure, Instant, Owner, Protocol, Reason, ResolverSet, Via};
+use crate::ways::{LinkId, WayId, WayKind, Ways};
+use crate::{
+    Egress, Fact, Facts, Failure, Instant, Name, Owner, Protocol, Reason, ResolverSet, Via,
+};
 
+pub use contract::{
+    Config, Datagram, Input, Meta, Output, Services, Sink, Unresolved, Unsent, Way,
+};
+pub use netstack::{Arrived, LinkPort, write_udp};
 pub use own::Own;
+pub use reload::Cut;
 pub use service::ResolverService;
 pub use walk::{PIECE, Walk};
 
 pub(crate) use reload::Edition;
 
+use chain::Chain;
+use due::is_armed;
 use own::Whose;
 
-/// What an engine is built with.
-#[derive(Debug, Clone)]
-pub struct Config {
-    /// The device's MTU in bytes, at least 1,280.
-    pub mtu: u16,
-    /// Whether the device takes and gives super-packets and partial checksums.
-    pub offload: bool,
-    /// Whether it also takes super-datagrams.
-    pub udp_offload: bool,
-    /// Flows at once, of every kind and state.
-    pub flows: usize,
-    /// Of these, flows that are not open yet: each may hold a descriptor. As many may ask the
-    /// resolver inside by datagrams.
-    pub half_open: usize,
-    /// Which flows are this host's own.
-    pub own: Own,
-    /// Whether to tell of flows ([`Output::Report`]).
-    pub reports: bool,
-    /// Destinations that stand for something else.
-    pub services: Services,
-    /// Seeds hashes and sequence numbers; from a CSPRNG.
-    pub seed: u64,
-}
-
-impl Config {
-    /// How many of so many flows may be half open: each may hold a descriptor, and they give
-    /// way among themselves first.
-    pub fn half_open(flows: usize) -> usize {
-        (flows / 4).max(8)
-    }
-}
-
-/// Destinations inside that stand for something else.
-#[derive(Debug, Clone, Default)]
-pub struct Services {
-    /// Where our own resolver answers; it goes before all else.
-    pub resolver: Option<ResolverService>,
-    /// Inside address → this host's loopback address.
-    pub loopback: Vec<(IpAddr, IpAddr)>,
-}
-
-/// Where packets go at once. Static dispatch; the test twin is a `Vec`.
-pub trait Sink {
-    /// One packet of at most `max` bytes towards the app: `write` fills the buffer from
-    /// its start and gives the packet's size.
-    fn to_app(&mut self, max: usize, meta: Meta, write: impl FnOnce(&mut [u8]) -> usize);
-
-    /// One datagram or echo request towards the far side.
-    fn to_far(&mut self, way: Way, datagram: Datagram<'_>) -> Result<(), Unsent>;
-}
-
-/// What goes along with a packet to the app.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Meta {
-    /// Bytes of payload in each segment, for the kernel to cut; `None`: one packet.
-    pub segment: Option<u16>,
-    /// The transport checksum holds the pseudo-header's sum only; the kernel does the rest.
-    pub partial_checksum: bool,
-}
-
-/// Which socket carries a datagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// The socket of a mapping, to this address.
-    Mapping(MappingId, SocketAddr),
-    /// The echo socket of a flow, with this sequence number.
-    Echo(FlowId, u16),
-    /// No socket: the driver's service, which answers this flow.
-    Service(FlowId),
-}
-
-/// A datagram's payload on its way to the far side.
-#[derive(Debug, Clone, Copy)]
-pub struct Datagram<'a> {
-    /// UDP or echo payload; several datagrams where `segment` is set.
-    pub payload: &'a [u8],
-    /// Bytes in each datagram but the last.
-    pub segment: Option<u16>,
-    /// The app forbids fragmentation.
-    pub dont_fragment: bool,
-}
-
-/// Why a datagram did not leave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unsent {
-    /// The socket's buffer is full.
-    Full,
-    /// The local network refused.
-    Failed(Failure),
-}
-
-/// What the driver tells the engine.
-#[derive(Debug)]
-pub enum Input {
-    /// Answers [`Output::Owner`]; `None`: not known.
-    Owner(FlowId, Option<Owner>),
-    /// Answers [`Output::Source`]; as an error also instead of a connect, where the second
-    /// look at the route found none.
-    Source(FlowId, Result<Egress, Unresolved>),
-    /// Instead of a connect: the route has changed since [`Input::Source`].
-    SourceChanged(FlowId, Egress),
-    /// The far side has accepted: the local port, 0 where there is none, and rings to carry
-    /// bytes.
-    Connected(FlowId, u16, Rings),
-    /// Answers [`Output::Bind`] or [`Output::OpenEcho`]: the local port, 0 where there is none.
-    Bound(FlowId, u16),
-    /// A connect, bind or echo socket failed.
-    Failed(FlowId, Failure),
-    /// This host lets us open no echo socket.
-    Unsupported(FlowId),
-    /// The far side has ended its half of a TCP flow; every byte before was handed over.
-    FarEnded(FlowId),
-    /// The far side has reset a TCP flow, or the path to it failed.
-    FarFailed(FlowId, Failure),
-    /// An error came back for a datagram to that address.
-    DatagramFailed(MappingId, SocketAddr, Failure),
-    /// An error came back for an echo request.
-    EchoFailed(FlowId, Failure),
-    /// Carrying that flow failed inside this program.
-    Broken(FlowId),
-    /// Memory is short: end the connection that was idle longest.
-    EvictIdle,
-    /// End every flow.
-    Shutdown,
-}
-
-/// Why a source could not be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unresolved {
-    /// The kernel's own answer for that destination: the app gets it.
-    NoRoute(Failure),
-    /// The question itself failed: nothing may leave.
-    LookupFailed,
-}
-
-/// What the engine asks of the driver, and tells.
-#[derive(Debug)]
-pub enum Output {
-    /// Whose is the socket behind this flow? Answer: [`Input::Owner`].
-    Owner(FlowId, Protocol, SocketAddr, SocketAddr),
-    /// Which local address and device would this flow leave with? The last address, here and
-    /// below, is the one that the app bound its socket to: the route is looked up for it.
-    /// Answer: [`Input::Source`].
-    Source(FlowId, Protocol, SocketAddr, Option<IpAddr>),
-    /// Connect to that address with that egress and no other, after looking at the route
-    /// again. Answer: [`Input::Connected`], [`Input::SourceChanged`] or [`Input::Failed`].
-    Connect(FlowId, SocketAddr, Egress, Option<IpAddr>),
-    /// Open the mapping's socket unless it is open, after looking at the route again.
-    /// Answer: [`Input::Bound`], [`Input::SourceChanged`] or [`Input::Failed`].
-    Bind(FlowId, MappingId, SocketAddr, Egress, Option<IpAddr>),
-    /// Open an echo socket, after looking at the route again. Answer: [`Input::Bound`],
-    /// [`Input::SourceChanged`], [`Input::Failed`] or [`Input::Unsupported`].
-    OpenEcho(FlowId, IpAddr, Egress, Option<IpAddr>),
-    /// Be the far side of this connection. Answer: [`Input::Connected`] or [`Input::Failed`].
-    Serve(FlowId),
-    /// The app has ended its half and the far side has every byte: `shutdown(SHUT_WR)`.
-    ShutdownFar(FlowId),
-    /// Close the flow's socket.
-    Close(FlowId),
-    /// Close the flow's socket with a RST.
-    Reset(FlowId),
-    /// Close a mapping's socket.
-    Unbind(MappingId),
-    /// The flow of these rings is idle and both are empty: their memory may go.
-    Trim(RingId),
-    /// These rings are free again; nothing refers to them. At most so many bytes from the
-    /// start of either were ever written to.
-    Release(RingId, u64),
-    /// A flow has opened or ended.
-    Report(Box<Report>),
-}
-
-/// A UDP mapping: RFC 4787's, with the egress as a part of its key.
+/// A UDP mapping: RFC 4787's, with egress and way out as parts of its key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct MappingKey {
     client: SocketAddr,
     egress: Egress,
+    /// The way out, the proxy there and its edition; `None`: direct. A link has no mappings.
+    proxy: Option<(WayId, SocketAddr, u32)>,
     /// Set where the far address is not the one the app named: replies then belong to
     /// that destination alone.
     service: Option<SocketAddr>,
@@ -261,13 +109,23 @@ pub struct Engine {
     mapping_index: hashbrown::HashMap<MappingKey, MappingId, foldhash::fast::FixedState>,
     stack: Stack,
     reassembler: Reassembler,
+    /// Of datagrams that come out of each tunnel: whoever is behind one has no part in another's.
+    link_pieces: BTreeMap<LinkId, Reassembler>,
+    nat: Nat,
+    ways: Arc<Ways>,
     names: Names,
+    owners: Recent<Owner>,
+    egresses: Recent<Egress>,
     timers: Timers,
     outputs: VecDeque<Output>,
     dirty: VecDeque<FlowId>,
     flows_opened: u64,
     counters: Counters,
     carried: Option<FlowId>,
+    /// Some way out leads to a proxy of this host.
+    own_proxies: bool,
+    /// Flows that wait for the answer of such a proxy.
+    chains: hashbrown::HashMap<Chain, u32, foldhash::fast::FixedState>,
     /// Flows that are over and whose answer is remembered.
     answered: usize,
 }
@@ -280,11 +138,16 @@ impl Engine {
             stack: Stack::new(config.mtu, config.offload, config.seed, now),
             table: Table::new(config.seed),
             names: Names::new(config.seed),
+            owners: Recent::new(),
+            egresses: Recent::new(),
+            nat: Nat::new(config.seed),
+            ways: Arc::default(),
+            link_pieces: BTreeMap::new(),
             config,
             hits: vec![0; policy.rules() + 1],
             edition: Arc::new(Edition { policy, generation: 1 }),
             mappings: slab::Slab::new(),
-            mapping_index: hashbrown::HashMap::with_hasher(hasher),
+            mapping_index: hashbrown::HashMap::with_hasher(hasher.clone()),
             reassembler: Reassembler::default(),
             timers: Timers::default(),
             outputs: VecDeque::new(),
@@ -292,6 +155,8 @@ impl Engine {
             flows_opened: 0,
             counters: Counters::default(),
             carried: None,
+            own_proxies: false,
+            chains: hashbrown::HashMap::with_hasher(hasher),
             answered: 0,
         }
     }
@@ -322,16 +187,25 @@ impl Engine {
                 self.source_failed(id, unresolved, now, sink);
             }
             Input::SourceChanged(id, egress) => self.source_changed(id, egress, now, sink),
+            Input::Lent(id, rings) => self.lent(id, rings, now, sink),
             Input::Connected(id, port, rings) => self.connected(id, port, rings, now, sink),
+            Input::Joined(id, port) => self.joined(id, port, now, sink),
             Input::Bound(id, port) => self.bound(id, port, now, sink),
             Input::Failed(id, failure) => {
                 self.refuse(id, Cause::Failed(failure), reason_of(failure), now, sink);
             }
+            Input::ProxyFailed(id, failure) => {
+                self.refuse(id, Cause::Failed(failure), Reason::Proxy, now, sink);
+            }
+            Input::ProxyEnded(id, failure) => self.proxy_ended(id, failure, now, sink),
             Input::Unsupported(id) => {
                 self.refuse(id, Cause::Unsupported, Reason::Unsupported, now, sink);
             }
             Input::FarEnded(id) => self.far_ended(id),
             Input::FarFailed(id, failure) => self.far_failed(id, failure, now),
+            Input::Unsent(mapping, far, datagrams, bytes, why) => {
+                self.unsent(mapping, far, datagrams, bytes, why, sink);
+            }
             Input::DatagramFailed(mapping, far, failure) => {
                 self.datagram_failed(mapping, far, failure, sink);
             }
@@ -349,6 +223,7 @@ impl Engine {
     /// Runs what is due. Call at or after [`Engine::poll_timeout`].
     pub fn handle_timeout(&mut self, now: Instant, sink: &mut impl Sink) {
         self.reassembler.expire(now);
+        self.link_pieces.values_mut().for_each(|pieces| pieces.expire(now));
         while let Some((at, id)) = self.timers.pop(now) {
             let Some(flow) = self.table.get_mut(id) else { continue };
             if flow.armed != Some(at) {
@@ -374,7 +249,9 @@ impl Engine {
         self.timers.prune(|at, id| is_armed(table, at, id));
         let flow = self.timers.next().map(|at| (at, "flow"));
         let fragments = self.reassembler.poll_timeout().map(|at| (at, "fragments"));
-        [flow, fragments].into_iter().flatten().min()
+        let pieces = self.link_pieces.values().filter_map(Reassembler::poll_timeout).min();
+        let pieces = pieces.map(|at| (at, "fragments"));
+        [flow, fragments, pieces].into_iter().flatten().min()
     }
 
     /// The next flow whose bytes may move.
@@ -418,15 +295,31 @@ impl Engine {
         self.names.is_newest(name, addresses, now)
     }
 
-    /// The name that a flow to this address would have, and the resolvers that the address
-    /// was learned from.
-    pub fn name_of(&self, address: IpAddr, now: Instant) -> Option<(Arc<str>, ResolverSet)> {
-        self.names.of(address.to_canonical(), now)
+    /// The names that lead to this address, and the resolvers that it was learned from. The
+    /// first is the one that a flow would have, unless others give it another verdict.
+    pub fn names_of(&self, address: IpAddr, now: Instant) -> (Vec<Arc<str>>, ResolverSet) {
+        let address = address.to_canonical();
+        let Some((last, resolvers)) = self.names.of(address, now) else {
+            return (Vec::new(), ResolverSet::EMPTY);
+        };
+        let others = self.names.others(address, &last, now);
+        let names = [last].into_iter().chain(others).map(|name| Arc::clone(&name.text));
+        (names.collect(), resolvers)
     }
 
     /// How many packets ended where.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Counts what came from the far side and is none of a flow's.
+    pub fn drop_reply(&mut self, cause: Dropped) {
+        self.counters.replies_dropped[cause as usize] += 1;
+    }
+
+    /// Whether the flow is still there, in whatever state.
+    pub fn has_flow(&self, id: FlowId) -> bool {
+        self.table.get(id).is_some()
     }
 
     /// Flows of every kind and state.
@@ -450,6 +343,7 @@ impl Engine {
         if let Own::Addresses { host, .. } = &mut self.config.own {
             *host = addresses;
         }
+        self.find_own_proxies();
     }
 
     /// Changes [`Config::flows`], and [`Config::half_open`] with it. Flows beyond it give way
@@ -467,7 +361,7 @@ impl Engine {
         sink: &mut impl Sink,
     ) -> Outcome {
         match packet.transport {
-            Transport::Tcp(tcp) => self.tcp_packet(packet, &tcp, now, sink),
+            Transport::Tcp(tcp) => self.tcp_packet(packet, &tcp, segment, now, sink),
             Transport::Udp(udp) => self.udp_packet(packet, &udp, segment, now, sink),
             Transport::EchoRequest(echo) => self.echo_packet(packet, &echo, now, sink),
             Transport::Icmp => Outcome::Dropped(Dropped::Icmp),
@@ -494,7 +388,14 @@ impl Engine {
                 match parsed {
                     Ok(transport) => {
                         // Its bytes stay the last piece's, which an ICMP error can quote.
-                        let packet = Packet { dont_fragment: false, transport, ..*packet };
+                        let head = packet::Head { dont_fragment: false, ..packet.head };
+                        let packet = Packet {
+                            dont_fragment: false,
+                            head,
+                            in_pieces: true,
+                            transport,
+                            ..*packet
+                        };
                         // A TCP segment in fragments has no bytes the stack could parse
                         // again; kernels don't send them.
                         if matches!(transport, Transport::Tcp(_)) {
@@ -513,22 +414,6 @@ impl Engine {
         Facts::new(protocol, client, destination, local)
     }
 
-    /// Where a destination leads and by which way, or why nothing may go there.
-    fn far_of(&self, destination: SocketAddr) -> Result<(SocketAddr, Via), Dropped> {
-        let services = &self.config.services;
-        if services.resolver.as_ref().is_some_and(|resolver| resolver.takes(destination)) {
-            return Ok((destination, Via::Dns));
-        }
-        let ip = destination.ip();
-        if let Some((_, loopback)) = services.loopback.iter().find(|(a, _)| *a == ip) {
-            return Ok((SocketAddr::new(*loopback, destination.port()), Via::Direct));
-        }
-        if ip.is_loopback() {
-            return Err(Dropped::Martian);
-        }
-        Ok((destination, Via::Direct))
-    }
-
     /// Opens a held flow for its first packet.
     fn open(
         &mut self,
@@ -538,15 +423,14 @@ impl Engine {
         now: Instant,
         sink: &mut impl Sink,
     ) -> Result<(), Dropped> {
-        let (far, via) = self.far_of(facts.destination())?;
-        self.make_room(facts.protocol, via, now, sink)?;
-        if let Some((name, resolvers)) = self.names.of(facts.destination().ip(), now) {
-            (facts.name, facts.resolvers) = (Some(name), resolvers);
-        }
+        let (far, served) = self.config.services.far_of(facts.destination())?;
+        self.make_room(facts.protocol, served, now, sink)?;
+        let others = self.name(&mut facts, served, now);
         self.flows_opened += 1;
-        if via == Via::Dns {
+        if served {
             // Nothing leaves: there is nothing that a route could tell.
             facts.egress = Fact::Unknown;
+            facts.via = None;
         }
         let bound = self.config.own.whose(facts.client().ip()) == Whose::Host;
         let id = self.table.insert(Flow {
@@ -556,13 +440,19 @@ impl Engine {
                 number: self.flows_opened,
                 facts,
                 far,
-                via,
+                served,
+                has_way: true,
+                proxy: None,
+                routed: 0,
                 decision: None,
                 edition: Arc::clone(&self.edition),
                 egress_port: None,
                 opened: now,
                 route_changes: 0,
                 bound,
+                others,
+                peeked: false,
+                chained: false,
             }),
             active: now,
             armed: None,
@@ -584,11 +474,13 @@ impl Engine {
 
     /// Ends a flow: gives back what it holds and tells of it.
     fn finish(&mut self, id: FlowId, reason: Reason, now: Instant) {
+        self.free_port(id);
         let Some(flow) = self.table.remove(id) else { return };
+        self.end_chain(&flow.opening);
         debug!(flow = flow.opening.number, %reason, "ended");
         // An answered flow was reported when it was answered.
         if self.config.reports && !matches!(flow.state, State::Answered(_)) {
-            let report = report(&flow, Stage::Closed, Some(reason), now);
+            let report = report(&self.ways, &flow, Stage::Closed, Some(reason), now);
             self.outputs.push_back(Output::Report(Box::new(report)));
         }
         match flow.state {
@@ -604,8 +496,13 @@ impl Engine {
             | State::Held(Held { waiting: Waiting::Egress(Some(mapping)), .. }) => {
                 self.leave_mapping(mapping);
             }
+            State::Held(Held { first: First::Peeked(stream), .. }) => {
+                let rings = stream.rings;
+                drop(stream);
+                self.outputs.push_back(Output::Release(rings, u64::MAX));
+            }
             State::Answered(_) => self.answered -= 1,
-            State::Held(_) | State::Echo { .. } | State::Questions { .. } => {}
+            State::Held(_) | State::Link(_) | State::Echo { .. } | State::Questions { .. } => {}
         }
     }
 
@@ -614,77 +511,17 @@ impl Engine {
         if self.config.reports
             && let Some(flow) = self.table.get(id)
         {
-            let report = report(flow, stage, reason, now);
+            let report = report(&self.ways, flow, stage, reason, now);
             self.outputs.push_back(Output::Report(Box::new(report)));
-        }
-    }
-
-    /// Arms the flow's timer where its next deadline is earlier than the armed one.
-    fn arm(&mut self, id: FlowId) {
-        let Some(flow) = self.table.get_mut(id) else { return };
-        let at = deadline(flow);
-        if flow.armed.is_none_or(|armed| at < armed) {
-            flow.armed = Some(at);
-            self.timers.arm(at, id);
-            let table = &self.table;
-            self.timers.compact(table.len(), |at, id| is_armed(table, at, id));
-        }
-    }
-
-    fn flow_timeout(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) {
-        let Some(flow) = self.table.get_mut(id) else { return };
-        let due = deadline(flow) <= now;
-        match &mut flow.state {
-            State::Stream(stream) => {
-                if stream.stack_at.is_some_and(|at| at <= now) {
-                    self.settle(id, now, sink);
-                } else if now.since(flow.active) >= stream.idle() {
-                    if stream.end_idle() {
-                        flow.active = now;
-                        self.settle(id, now, sink);
-                    } else {
-                        self.evict(id, Reason::Idle, now, sink);
-                    }
-                } else if due {
-                    if stream.is_worth_a_trim() {
-                        self.outputs.push_back(Output::Trim(stream.rings));
-                    }
-                    stream.moved = 0;
-                }
-            }
-            State::Answered(answered) if answered.repeats > 0 && due => {
-                answered.repeats -= 1;
-                answered.until = now + REPEAT_AFTER[1];
-                self.answer_again(id, now, sink);
-            }
-            State::Answered(_)
-            | State::Datagrams(_)
-            | State::Echo { .. }
-            | State::Questions { .. }
-                if due =>
-            {
-                self.evict(id, Reason::Idle, now, sink);
-            }
-            State::Held(held) if due => match held.waiting {
-                Waiting::Owner => self.owner_answered(id, None, now, sink),
-                Waiting::Source => {
-                    self.source_failed(id, Unresolved::LookupFailed, now, sink);
-                }
-                Waiting::Egress(_) => self.evict(id, Reason::TimedOut, now, sink),
-            },
-            State::Held(_)
-            | State::Answered(_)
-            | State::Datagrams(_)
-            | State::Echo { .. }
-            | State::Questions { .. } => {}
         }
     }
 }
 
 /// A flow at this moment. Its rule has its name from the policy that it was judged by last.
-fn report(flow: &Flow, stage: Stage, reason: Option<Reason>, now: Instant) -> Report {
+fn report(ways: &Ways, flow: &Flow, stage: Stage, reason: Option<Reason>, now: Instant) -> Report {
     let opening = &*flow.opening;
     let policy = &opening.edition.policy;
+    let link = opening.facts.via.and_then(|way| ways.first_link(way));
     Report {
         number: opening.number,
         stage,
@@ -692,12 +529,14 @@ fn report(flow: &Flow, stage: Stage, reason: Option<Reason>, now: Instant) -> Re
         client: opening.facts.client(),
         local: opening.facts.local,
         destination: opening.facts.destination(),
-        via: opening.via,
-        name: opening.facts.name.clone(),
+        via: via(opening, policy),
+        name: opening.facts.name.known().map(|name| Name::clone(name)),
+        peeked: opening.peeked,
         resolvers: policy.resolver_names(opening.facts.resolvers),
-        egress: opening.facts.egress.known().copied(),
+        egress: opening.facts.egress.known().map(|egress| **egress),
+        underlay: link.and_then(|link| link.underlay),
         egress_port: opening.egress_port,
-        owner: opening.facts.owner.known().cloned(),
+        owner: opening.facts.owner.known().map(|owner| Owner::clone(owner)),
         verdict: opening.decision.map(|(verdict, _)| verdict),
         rule: opening.decision.map(|(_, rule)| policy.rule_name(rule).to_owned()),
         generation: opening.edition.generation,
@@ -711,37 +550,14 @@ fn report(flow: &Flow, stage: Stage, reason: Option<Reason>, now: Instant) -> Re
     }
 }
 
-/// Whether a timer's entry is its flow's live one.
-fn is_armed(table: &Table, at: Instant, id: FlowId) -> bool {
-    table.get(id).is_some_and(|flow| flow.armed == Some(at))
-}
-
-/// When a flow's state may have to change without anything happening.
-fn deadline(flow: &Flow) -> Instant {
-    use crate::flow::{
-        AWAITED_IDLE, DNS_IDLE, ECHO_IDLE, LOOKUP, QUESTIONS_IDLE, TRIM_AFTER, UDP_IDLE,
-        UDP_UNANSWERED,
-    };
-    /// The kernel gives up a connect after `tcp_syn_retries`, 127 s by default; a host may
-    /// be more patient.
-    const CONNECT: Duration = Duration::from_secs(300);
-    match &flow.state {
-        State::Held(held) => match held.waiting {
-            Waiting::Owner | Waiting::Source => flow.active + LOOKUP,
-            Waiting::Egress(_) => flow.active + CONNECT,
-        },
-        State::Stream(stream) => {
-            let trim = if stream.moved > 0 { TRIM_AFTER } else { Duration::MAX };
-            let idle = flow.active + stream.idle().min(trim);
-            stream.stack_at.map_or(idle, |at| at.min(idle))
-        }
-        State::Datagrams(_) if flow.received == 0 => flow.active + UDP_UNANSWERED,
-        State::Datagrams(_) if flow.key.ports.1 == 53 => flow.active + DNS_IDLE,
-        State::Datagrams(_) => flow.active + UDP_IDLE,
-        State::Echo { .. } => flow.active + ECHO_IDLE,
-        State::Questions { awaited: 0 } => flow.active + QUESTIONS_IDLE,
-        State::Questions { .. } => flow.active + AWAITED_IDLE,
-        State::Answered(answered) => answered.until,
+/// By which way a flow leaves, or would have left.
+fn via(opening: &Opening, policy: &Policy) -> Via {
+    let Some(way) = opening.facts.via else { return Via::Dns };
+    let name = policy.ways().name(way).cloned().unwrap_or_default();
+    match policy.ways().kind(way) {
+        Some(WayKind::Link) => Via::Link(name),
+        Some(WayKind::Proxy) => Via::Proxy(name),
+        Some(WayKind::Direct) | None => Via::Direct,
     }
 }
 

@@ -2,13 +2,15 @@
 //!
 //! | state | what is kept | what may be done |
 //! | --- | --- | --- |
-//! | `Held` | the first packets | ask for facts, connect, bind; nothing has left, nothing was answered |
+//! | `Held` | the first packets; of a peek an endpoint and rings | ask for facts, connect, bind; nothing has left, nothing was answered but the SYN of a peek |
 //! | `Stream` | a TCP endpoint and rings | move bytes both ways |
 //! | `Datagrams` | the mapping | send and deliver datagrams |
+//! | `Link` | the port at the link's address, a TCP tracker | pass packets into a tunnel and out of it |
 //! | `Echo` | the last sequence number | send requests, deliver replies |
 //! | `Questions` | how many answers are owed | ask the service, deliver answers |
 //! | `Answered` | the saved SYN where it may be needed again | repeat the answer |
 
+pub(crate) mod link;
 pub(crate) mod table;
 pub(crate) mod tcp;
 
@@ -17,9 +19,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::engine::Edition;
+use crate::packet::Head;
 use crate::packet::icmp::Answer;
 use crate::policy::{RuleId, Verdict};
-use crate::{Facts, Instant, Via};
+use crate::{Facts, Instant, Name};
 
 /// A flow's handle. A stale one misses instead of hitting a stranger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,7 +101,7 @@ impl Key {
     }
 }
 
-fn octets(address: IpAddr) -> [u8; 16] {
+pub(crate) fn octets(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
@@ -124,6 +127,26 @@ pub(crate) struct Flow {
     pub(crate) dirty: bool,
 }
 
+impl Flow {
+    /// The sequence number of the last echo request.
+    pub(crate) fn echo_sequence(&self) -> u16 {
+        use link::{Crossing, Life};
+        match &self.state {
+            State::Echo { sequence }
+            | State::Link(Crossing { life: Life::Echo { sequence }, .. }) => *sequence,
+            State::Held(Held { first: First::Echoes(saved), .. }) => {
+                saved.last().map_or(0, |last| last.sequence)
+            }
+            State::Held(_)
+            | State::Stream(_)
+            | State::Link(_)
+            | State::Datagrams(_)
+            | State::Questions { .. }
+            | State::Answered(_) => 0,
+        }
+    }
+}
+
 /// What is settled while the flow opens, and told when it ends.
 #[derive(Debug)]
 pub(crate) struct Opening {
@@ -132,7 +155,14 @@ pub(crate) struct Opening {
     pub(crate) facts: Facts,
     /// Where it really goes: the destination, or what stands for it.
     pub(crate) far: SocketAddr,
-    pub(crate) via: Via,
+    /// The far side is the service: nothing leaves.
+    pub(crate) served: bool,
+    /// Some way out of the route was usable.
+    pub(crate) has_way: bool,
+    /// Which proxy of its way out's name carries it.
+    pub(crate) proxy: Option<u32>,
+    /// The generation of the policy that chose the way out; 0: none has.
+    pub(crate) routed: u64,
     pub(crate) decision: Option<(Verdict, RuleId)>,
     /// The policy that judged it last, or that was in force when it came.
     pub(crate) edition: Arc<Edition>,
@@ -142,6 +172,12 @@ pub(crate) struct Opening {
     pub(crate) route_changes: u8,
     /// The app has bound its socket to an address of this host.
     pub(crate) bound: bool,
+    /// The other names that lead to the destination now, where they may matter.
+    pub(crate) others: Vec<Arc<Name>>,
+    /// The SYN was answered before the verdict, to see the first bytes.
+    pub(crate) peeked: bool,
+    /// Counted among those that wait for a proxy of this host (`engine/chain`).
+    pub(crate) chained: bool,
 }
 
 impl Opening {
@@ -159,6 +195,8 @@ pub(crate) enum State {
     /// In place: behind a pointer it would be one more cache miss a packet.
     Stream(tcp::Stream),
     Datagrams(MappingId),
+    /// Packets pass into a tunnel.
+    Link(link::Crossing),
     Echo {
         /// Of the last request, for errors that name none.
         sequence: u16,
@@ -171,7 +209,7 @@ pub(crate) enum State {
     Answered(Answered),
 }
 
-/// Nothing has left and nothing was answered yet.
+/// Nothing has left, and nothing was answered yet but the SYN of a peek.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) first: First,
@@ -183,6 +221,10 @@ pub(crate) struct Held {
 pub(crate) enum Waiting {
     Owner,
     Source,
+    /// Rings, to answer the SYN with.
+    Rings,
+    /// The app's first bytes, but no longer than until then.
+    Bytes(Instant),
     /// The far side's answer to a connect, or a socket: that mapping's, for datagrams.
     Egress(Option<MappingId>),
 }
@@ -192,6 +234,8 @@ pub(crate) enum Waiting {
 pub(crate) enum First {
     /// A SYN as it came, and its MSS option.
     Syn(Box<[u8]>, Option<u16>),
+    /// What came after it was answered waits in the rings.
+    Peeked(Box<tcp::Stream>),
     Datagrams(Vec<SavedDatagram>),
     Echoes(Vec<SavedEcho>),
 }
@@ -200,6 +244,7 @@ pub(crate) enum First {
 pub(crate) struct SavedDatagram {
     pub(crate) payload: Box<[u8]>,
     pub(crate) segment: Option<u16>,
+    pub(crate) head: Head,
     pub(crate) dont_fragment: bool,
 }
 
@@ -207,6 +252,7 @@ pub(crate) struct SavedDatagram {
 pub(crate) struct SavedEcho {
     pub(crate) sequence: u16,
     pub(crate) payload: Box<[u8]>,
+    pub(crate) head: Head,
     pub(crate) dont_fragment: bool,
 }
 

@@ -15,20 +15,24 @@ mod facts;
 mod failure;
 mod flow;
 mod names;
+mod nat;
 mod packet;
 pub mod policy;
+mod recent;
 mod report;
 mod resolvers;
+mod sniff;
 mod stack;
 mod time;
 mod timers;
+mod ways;
 
 pub use dropped::{Counters, Dropped, Outcome};
 pub use engine::{
-    Config, Datagram, Engine, Input, Meta, Output, Own, PIECE, ResolverService, Services, Sink,
-    Unresolved, Unsent, Walk, Way,
+    Arrived, Config, Cut, Datagram, Engine, Input, LinkPort, Meta, Output, Own, PIECE,
+    ResolverService, Services, Sink, Unresolved, Unsent, Walk, Way, write_udp,
 };
-pub use facts::{DeviceName, Egress, Fact, Facts, Owner, Protocol};
+pub use facts::{DeviceName, Egress, Fact, Facts, Name, NameFrom, Owner, Protocol};
 pub use failure::Failure;
 pub use flow::{FlowId, MappingId, RingId, Rings};
 pub use names::{GRACE, Learned};
@@ -36,3 +40,4 @@ pub use packet::{Checksum, Received};
 pub use report::{Reason, Report, Stage, Via};
 pub use resolvers::{ResolverId, ResolverSet, Resolvers, TooManyResolvers};
 pub use time::Instant;
+pub use ways::{Leads, Link, LinkId, Proxy, TooManyWays, WayId, WayKind, WayNames, WayOut, Ways};

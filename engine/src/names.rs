@@ -16,7 +16,7 @@ use hashbrown::HashTable;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use crate::{Instant, ResolverSet};
+use crate::{Instant, Name, ResolverSet};
 
 /// How much longer than its TTL an answer counts.
 pub const GRACE: Duration = Duration::from_secs(600);
@@ -66,7 +66,7 @@ struct Entry {
 
 #[derive(Debug)]
 struct Answer {
-    name: Arc<str>,
+    name: Arc<Name>,
     resolvers: ResolverSet,
     until: Instant,
 }
@@ -85,8 +85,9 @@ impl Names {
 
     pub(crate) fn learn(&mut self, learned: &Learned, now: Instant) {
         let until = now + learned.ttl + GRACE;
+        let name = Arc::new(Name::asked(Arc::clone(&learned.name)));
         for (address, resolvers) in &learned.addresses {
-            self.learn_one(&learned.name, address.to_canonical(), *resolvers, until, now);
+            self.learn_one(&name, address.to_canonical(), *resolvers, until, now);
         }
         // Two for one: what is over goes sooner than new answers come.
         for _ in 0..2 * learned.addresses.len() {
@@ -103,7 +104,7 @@ impl Names {
 
     fn learn_one(
         &mut self,
-        name: &Arc<str>,
+        name: &Arc<Name>,
         address: IpAddr,
         resolvers: ResolverSet,
         until: Instant,
@@ -115,7 +116,7 @@ impl Names {
         self.answers -= entry.answers.len();
         entry.answers.retain(|known| {
             // The same again makes the one before superfluous, unless that counts longer.
-            let same = known.resolvers == resolvers && known.name == *name;
+            let same = known.resolvers == resolvers && known.name.text == name.text;
             known.until > if same { until } else { now }
         });
         if entry.answers.len() == ANSWERS_OF_ONE {
@@ -186,11 +187,22 @@ impl Names {
 
     /// The name that leads to an address now, and the resolvers that gave it to that name or
     /// to others.
-    pub(crate) fn of(&self, address: IpAddr, now: Instant) -> Option<(Arc<str>, ResolverSet)> {
+    pub(crate) fn of(&self, address: IpAddr, now: Instant) -> Option<(Arc<Name>, ResolverSet)> {
         let mut answers = self.answers_of(address, now).rev();
         let last = answers.next()?;
         let resolvers = answers.fold(last.resolvers, |set, a| set.union(a.resolvers));
         Some((Arc::clone(&last.name), resolvers))
+    }
+
+    /// The other names that lead to an address now.
+    pub(crate) fn others(&self, address: IpAddr, last: &Name, now: Instant) -> Vec<Arc<Name>> {
+        let mut others: Vec<Arc<Name>> = Vec::new();
+        for answer in self.answers_of(address, now) {
+            if *answer.name != *last && !others.contains(&answer.name) {
+                others.push(Arc::clone(&answer.name));
+            }
+        }
+        others
     }
 
     pub(crate) fn is_newest(
@@ -201,7 +213,7 @@ impl Names {
     ) -> bool {
         addresses.iter().all(|(address, resolvers)| {
             let last = self.answers_of(address.to_canonical(), now).next_back();
-            last.is_some_and(|last| last.resolvers == *resolvers && &*last.name == name)
+            last.is_some_and(|last| last.resolvers == *resolvers && &*last.name.text == name)
         })
     }
 }
@@ -233,7 +245,7 @@ mod tests {
     }
 
     fn known(names: &Names, n: u32, now: Instant) -> Option<(String, u64)> {
-        names.of(address(n), now).map(|(name, set)| (name.to_string(), set.bits()))
+        names.of(address(n), now).map(|(name, set)| (name.text.to_string(), set.bits()))
     }
 
     #[test]

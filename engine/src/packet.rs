@@ -8,6 +8,7 @@ pub(crate) mod checksum;
 pub(crate) mod fragment;
 pub(crate) mod icmp;
 pub(crate) mod reset;
+pub(crate) mod rewrite;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -53,7 +54,74 @@ pub(crate) struct Packet<'a> {
     pub(crate) destination: IpAddr,
     /// IPv4's don't-fragment bit; always set for IPv6.
     pub(crate) dont_fragment: bool,
+    pub(crate) head: Head,
+    /// It is a datagram that was put together of pieces; `bytes` are the last one's.
+    pub(crate) in_pieces: bool,
     pub(crate) transport: Transport<'a>,
+}
+
+/// What of an IP header goes along on the way through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Head {
+    /// Type of service, traffic class: DSCP and ECN.
+    pub(crate) class: u8,
+    /// IPv6's flow label.
+    pub(crate) label: u32,
+    /// IPv4's identification.
+    pub(crate) ident: u16,
+    /// Time to live, hop limit.
+    pub(crate) hops: u8,
+    /// What [`Packet::dont_fragment`] is, for IPv4's bit.
+    pub(crate) dont_fragment: bool,
+}
+
+impl Head {
+    /// Writes a whole IP header for `length` bytes of `protocol`. `buffer` must hold it.
+    pub(crate) fn write_whole(
+        &self,
+        buffer: &mut [u8],
+        source: IpAddr,
+        destination: IpAddr,
+        protocol: u8,
+        length: usize,
+    ) {
+        self.write(buffer, source, destination);
+        if source.is_ipv4() {
+            buffer[2..4].copy_from_slice(&((20 + length) as u16).to_be_bytes());
+            buffer[9] = protocol;
+            let checksum = checksum::finish(sum(&buffer[..20]));
+            buffer[10..12].copy_from_slice(&checksum.to_be_bytes());
+        } else {
+            buffer[4..6].copy_from_slice(&(length as u16).to_be_bytes());
+            buffer[6] = protocol;
+        }
+    }
+
+    /// Writes an IP header without length, protocol and checksum. `buffer` must hold it.
+    fn write(&self, buffer: &mut [u8], source: IpAddr, destination: IpAddr) {
+        match (source, destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                buffer[..20].fill(0);
+                buffer[0] = 0x45;
+                buffer[1] = self.class;
+                buffer[4..6].copy_from_slice(&self.ident.to_be_bytes());
+                buffer[6] = if self.dont_fragment { 0x40 } else { 0 };
+                buffer[8] = self.hops;
+                buffer[12..16].copy_from_slice(&source.octets());
+                buffer[16..20].copy_from_slice(&destination.octets());
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let first = 6 << 28 | u32::from(self.class) << 20 | self.label & 0xf_ffff;
+                buffer[..4].copy_from_slice(&first.to_be_bytes());
+                buffer[4..7].fill(0);
+                buffer[7] = self.hops;
+                buffer[8..24].copy_from_slice(&source.octets());
+                buffer[24..40].copy_from_slice(&destination.octets());
+            }
+            // A flow's addresses are of one IP version.
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => {}
+        }
+    }
 }
 
 /// What an IP packet carries.
@@ -72,9 +140,12 @@ pub(crate) enum Transport<'a> {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Tcp<'a> {
-    header: &'a [u8],
+    /// With its options.
+    pub(crate) header: &'a [u8],
     /// Bytes after the header.
     pub(crate) payload: usize,
+    /// These bytes, as far as they are at hand.
+    pub(crate) data: &'a [u8],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -101,7 +172,29 @@ pub(crate) struct Fragment<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-impl Tcp<'_> {
+impl<'a> Tcp<'a> {
+    /// Of a header that is whole.
+    pub(crate) fn of(header: &'a [u8], data: &'a [u8]) -> Self {
+        Self { header, payload: data.len(), data }
+    }
+
+    pub(crate) fn window(&self) -> u16 {
+        be16(self.header, 14)
+    }
+
+    /// The window scale option (RFC 7323 2.2), at most 14.
+    pub(crate) fn window_scale(&self) -> Option<u8> {
+        let mut options = self.header.get(TCP_HEADER..)?;
+        loop {
+            match *options {
+                [3, 3, shift, ..] => return Some(shift.min(14)),
+                [1, ref rest @ ..] => options = rest,
+                [0, ..] | [] | [_] => return None,
+                [_, length, ..] => options = options.get(usize::from(length).max(2)..)?,
+            }
+        }
+    }
+
     pub(crate) fn source_port(&self) -> u16 {
         be16(self.header, 0)
     }
@@ -138,6 +231,41 @@ impl Tcp<'_> {
                 [_, length, ..] => options = options.get(usize::from(length).max(2)..)?,
             }
         }
+    }
+}
+
+/// The most that a length field says: of all of an IPv4 packet, of an IPv6 packet's payload.
+pub(crate) const LARGEST: usize = 65_535;
+
+/// The IP header of a packet that came out of a tunnel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Incoming {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    pub(crate) protocol: u8,
+    pub(crate) hops: u8,
+    /// Where the transport header begins.
+    pub(crate) start: usize,
+    /// Of a piece of a datagram: identification, offset in bytes and whether more follows.
+    pub(crate) piece: Option<(u32, usize, bool)>,
+}
+
+impl Incoming {
+    /// Parses the headers of a packet of `length` bytes; its payload need not be there.
+    pub(crate) fn parse(headers: &[u8], length: usize) -> Result<Self, Dropped> {
+        let (ip, next, upper) = match headers.first().map(|b| b >> 4) {
+            Some(4) => parse_v4_headers(headers, Some(length))?,
+            Some(6) => parse_v6_headers(headers, Some(length))?,
+            Some(_) | None => return Err(Dropped::Malformed),
+        };
+        Ok(Self {
+            source: ip.packet.source,
+            destination: ip.packet.destination,
+            protocol: next,
+            hops: ip.packet.head.hops,
+            start: headers.len() - upper.len(),
+            piece: ip.fragment.map(|piece| (piece.ident, piece.start, piece.more)),
+        })
     }
 }
 
@@ -188,7 +316,7 @@ pub(crate) fn parse_transport<'a>(
                 return Err(Dropped::Malformed);
             }
             verify(upper, pseudo_sum())?;
-            Ok(Transport::Tcp(Tcp { header: &upper[..length], payload: upper.len() - length }))
+            Ok(Transport::Tcp(Tcp::of(&upper[..length], &upper[length..])))
         }
         UDP => {
             if upper.len() < UDP_HEADER {
@@ -256,18 +384,24 @@ struct Piece {
 }
 
 fn parse_v4(bytes: &[u8]) -> Result<(Ip<'_>, u8, &[u8]), Dropped> {
+    parse_v4_headers(bytes, None)
+}
+
+/// `length`: the packet is so long, no more and no less, but only the start of it is here.
+fn parse_v4_headers(bytes: &[u8], length: Option<usize>) -> Result<(Ip<'_>, u8, &[u8]), Dropped> {
     if bytes.len() < 20 {
         return Err(Dropped::Malformed);
     }
     let offset = usize::from(bytes[0] & 0x0f) * 4;
     let total = usize::from(be16(bytes, 2));
-    if offset < 20 || total < offset || bytes.len() < total {
+    let fits = length.map_or(bytes.len() >= total, |length| length == total);
+    if offset < 20 || total < offset || bytes.len() < offset || !fits {
         return Err(Dropped::Malformed);
     }
     if fold(sum(&bytes[..offset])) != 0xffff {
         return Err(Dropped::Checksum);
     }
-    let bytes = &bytes[..total];
+    let bytes = &bytes[..total.min(bytes.len())];
     let source = Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
     let destination = Ipv4Addr::new(bytes[16], bytes[17], bytes[18], bytes[19]);
     if source.is_loopback()
@@ -288,20 +422,34 @@ fn parse_v4(bytes: &[u8]) -> Result<(Ip<'_>, u8, &[u8]), Dropped> {
         source: source.into(),
         destination: destination.into(),
         dont_fragment: flags & 0x4000 != 0,
+        head: Head {
+            class: bytes[1],
+            label: 0,
+            ident: be16(bytes, 4),
+            hops: bytes[8],
+            dont_fragment: flags & 0x4000 != 0,
+        },
+        in_pieces: false,
         transport: Transport::Icmp,
     };
     Ok((Ip { packet, fragment }, bytes[9], &bytes[offset..]))
 }
 
 fn parse_v6(bytes: &[u8]) -> Result<(Ip<'_>, u8, &[u8]), Dropped> {
+    parse_v6_headers(bytes, None)
+}
+
+/// `length` as for IPv4.
+fn parse_v6_headers(bytes: &[u8], length: Option<usize>) -> Result<(Ip<'_>, u8, &[u8]), Dropped> {
     if bytes.len() < IPV6_HEADER {
         return Err(Dropped::Malformed);
     }
     let total = IPV6_HEADER + usize::from(be16(bytes, 4));
-    if bytes.len() < total {
+    let fits = length.map_or(bytes.len() >= total, |length| length == total);
+    if !fits {
         return Err(Dropped::Malformed);
     }
-    let bytes = &bytes[..total];
+    let bytes = &bytes[..total.min(bytes.len())];
     let (source, destination) = (v6_at(bytes, 8), v6_at(bytes, 24));
     if !is_v6_on_the_wire(source) || source.is_multicast() || !is_v6_on_the_wire(destination) {
         return Err(Dropped::Martian);
@@ -339,6 +487,14 @@ fn parse_v6(bytes: &[u8]) -> Result<(Ip<'_>, u8, &[u8]), Dropped> {
         source: source.into(),
         destination: destination.into(),
         dont_fragment: true,
+        head: Head {
+            class: (be16(bytes, 0) >> 4) as u8,
+            label: be32(bytes, 0) & 0xf_ffff,
+            ident: 0,
+            hops: bytes[7],
+            dont_fragment: true,
+        },
+        in_pieces: false,
         transport: Transport::Icmp,
     };
     Ok((Ip { packet, fragment }, next, upper))

@@ -7,6 +7,7 @@
 //! ```text
 //! text ─ text (words) ─ parse (statements, `rule`) ─ compile (rows, `set`) ─ index
 //!                                                       │    └─ domains  large lists of names
+//!                                                       ├─ named    where a name is needed
 //!                                                       ├─ shadow   rules that never match
 //!                                                       ├─ resolve  who answers a name
 //!                                                       ├─ expect   tests in the policy
@@ -28,6 +29,7 @@ mod format;
 mod hypothesis;
 mod index;
 mod item;
+mod named;
 mod parse;
 #[cfg(test)]
 mod properties;
@@ -45,16 +47,16 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use diagnostic::{Diagnostic, Excerpt, Place, Related, Severity, code};
-pub use explain::{AppError, ClauseTried, Explanation, Outcome, RuleText, RuleTried};
+pub use explain::{AppError, ClauseTried, Explanation, Outcome, RuleText, RuleTried, WayTried};
 pub use format::format;
-pub use hypothesis::{AssumedSource, Dependence, Hypothesis, HypothesisError};
+pub use hypothesis::{AssumedSource, Dependence, Hypothesis, HypothesisError, Supposed};
 
 use compile::Ruleset;
 use diagnostic::{Findings, Site, SourceText, Sources, Span};
 use index::Question;
 use resolve::Resolutions;
 
-use crate::{Facts, ResolverId, ResolverSet, Resolvers};
+use crate::{Facts, ResolverId, ResolverSet, Resolvers, WayId, WayNames};
 
 /// What becomes of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -109,6 +111,10 @@ pub enum Need {
     Owner,
     /// [`Facts::egress`]: the address and device that it would leave with.
     Source,
+    /// [`Facts::name`]: what its first bytes say, which can be had only by answering the app
+    /// before the far side does. Needed only where verdict or way out depend on it, and after
+    /// all else.
+    Name,
 }
 
 /// What a policy says about a flow as far as it is known.
@@ -119,6 +125,29 @@ pub enum Judgement {
     /// The result depends on this fact. Ask, put the answer (or `Unknown`) into the
     /// facts, judge again.
     Needs(Need),
+}
+
+/// What the routes say of a flow as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Routing<'p> {
+    /// It takes the first of these that is usable ([`choose`]); there is one at least.
+    Ways(&'p [WayId]),
+    /// The result depends on this fact. Ask, put the answer (or `Unknown`) into the
+    /// facts, ask again.
+    Needs(Need),
+}
+
+/// The first usable way out of a route and `true`; where none is, the first and `false`.
+/// `direct` alone is taken in any case: what the kernel says of it is the app's answer.
+pub fn choose(ways: &[WayId], usable: impl Fn(WayId) -> bool) -> (WayId, bool) {
+    let first = ways.first().copied().unwrap_or(WayId::DIRECT);
+    if ways.len() < 2 && first == WayId::DIRECT {
+        return (first, true);
+    }
+    match ways.iter().copied().find(|way| usable(*way)) {
+        Some(way) => (way, true),
+        None => (first, false),
+    }
 }
 
 /// A text that a policy is read from.
@@ -168,6 +197,11 @@ pub trait Environment {
     /// The resolvers of the configuration.
     fn resolvers(&self) -> Resolvers {
         Resolvers::default()
+    }
+
+    /// The ways out of the configuration.
+    fn ways(&self) -> WayNames {
+        WayNames::default()
     }
 
     /// Random bits that nobody knows, other ones for each load: large lists of names are kept
@@ -247,6 +281,7 @@ pub struct Policy {
     routes: Ruleset,
     resolutions: Resolutions,
     resolvers: Resolvers,
+    ways: WayNames,
     default: Verdict,
     sources: Vec<SourceText>,
     summary: Summary,
@@ -269,6 +304,7 @@ impl Policy {
             routes: Ruleset::default(),
             resolutions: Resolutions::default(),
             resolvers: Resolvers::default(),
+            ways: WayNames::default(),
             default: Verdict::Allow,
             sources: Vec::new(),
             summary: Summary::default(),
@@ -279,6 +315,12 @@ impl Policy {
     #[must_use]
     pub fn with_resolvers(self, resolvers: Resolvers) -> Self {
         Self { resolvers, ..self }
+    }
+
+    /// The same policy where it names no way out, for a host with these.
+    #[must_use]
+    pub fn with_ways(self, ways: WayNames) -> Self {
+        Self { ways, ..self }
     }
 
     /// Reads, compiles and tests a policy; the sources count as one text in this order.
@@ -305,9 +347,51 @@ impl Policy {
     }
 
     /// What the policy says about a flow. Decides without a fact that was not asked
-    /// yet where that fact cannot change verdict or rule; else names the one to ask.
+    /// yet where that fact cannot change verdict or rule; else names the one to ask. Where a
+    /// name could change the rule alone, the rule is the one for an unknown name.
     pub fn judge(&self, facts: &Facts) -> Judgement {
         self.judge_question(&Question::of(facts))
+    }
+
+    /// By which ways out a flow may leave. What [`Facts::via`] and [`Facts::egress`] say
+    /// does not matter: the routes decide these. A proxy of this host leaves directly.
+    pub fn route(&self, facts: &Facts) -> Routing<'_> {
+        let index = &self.routes.index;
+        let of_proxy = facts.owner.known().is_some_and(|owner| owner.of_proxy);
+        if of_proxy || self.routes.rules.is_empty() {
+            return Routing::Ways(&[WayId::DIRECT]);
+        }
+        let answers = index.answers(&Question::of(facts));
+        match index.lowest(&answers) {
+            Some(lowest) if lowest.waits_for & index::OWNER != 0 => Routing::Needs(Need::Owner),
+            Some(lowest) if lowest.waits_for != 0 => self.route_unnamed(&answers),
+            lowest => Routing::Ways(self.ways_of(lowest.map(|lowest| lowest.rule))),
+        }
+    }
+
+    /// The ways out of the route at a place; without one, `direct`.
+    fn ways_of(&self, route: Option<u32>) -> &[WayId] {
+        let route = route.and_then(|at| self.routes.rules.get(at as usize));
+        match route.map(|route| self.routes.ways(route)) {
+            Some(ways) if !ways.is_empty() => ways,
+            Some(_) | None => &[WayId::DIRECT],
+        }
+    }
+
+    /// The ways out that the policy was loaded with.
+    pub fn ways(&self) -> &WayNames {
+        &self.ways
+    }
+
+    /// The name of a way out.
+    pub fn way_name(&self, way: WayId) -> &str {
+        self.ways.name(way).map_or("", |name| name)
+    }
+
+    /// A route's name, `FILE:LINE`.
+    fn route_name(&self, route: u32) -> &str {
+        let route = self.routes.rules.get(route as usize);
+        route.map_or("", |route| self.routes.name(route))
     }
 
     /// The rule's `id`, else `FILE:LINE`; `default` where no rule matched.
@@ -330,9 +414,9 @@ impl Policy {
         self.rules.rules.get(position).map_or("default", |rule| self.rules.name(rule))
     }
 
-    /// Whether any rule asks whose socket a flow belongs to.
+    /// Whether any rule or route asks whose socket a flow belongs to.
     pub fn needs_owner(&self) -> bool {
-        self.rules.index.uses(index::OWNER)
+        self.rules.index.uses(index::OWNER) || self.routes.index.uses(index::OWNER)
     }
 
     /// Who answers a name, which is lower-case A-labels without the last dot. Takes a few
@@ -360,7 +444,8 @@ impl Policy {
         let answers = self.rules.index.answers(question);
         match self.rules.index.lowest(&answers) {
             Some(lowest) if lowest.waits_for & index::OWNER != 0 => Judgement::Needs(Need::Owner),
-            Some(lowest) if lowest.waits_for != 0 => Judgement::Needs(Need::Source),
+            Some(lowest) if lowest.waits_for & !index::NAME != 0 => Judgement::Needs(Need::Source),
+            Some(lowest) if lowest.waits_for != 0 => self.judge_unnamed(&answers),
             Some(lowest) => Judgement::Decided(self.decision(Some(lowest.rule))),
             None => Judgement::Decided(self.decision(None)),
         }

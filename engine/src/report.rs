@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::policy::Verdict;
-use crate::{Egress, Instant, Owner, Protocol};
+use crate::{DeviceName, Egress, Instant, Name, Owner, Protocol};
 
 /// Why a flow ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -30,6 +30,14 @@ pub enum Reason {
     Policy,
     /// Another policy came, whose verdict is another.
     PolicyChanged,
+    /// The tunnel that carried it is gone, or has another address.
+    PathChanged,
+    /// No way out of its route was usable.
+    NoWayOut,
+    /// The proxy that was to carry it failed, or refused it by its own rules.
+    Proxy,
+    /// Its way out leads back to where it comes from.
+    Loop,
     /// The source could not be resolved, or changed three times before the connect.
     SourceUnresolved,
     /// A kind of flow that this host can't carry.
@@ -46,7 +54,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::FarClosed,
         Self::AppClosed,
         Self::AppReset,
@@ -57,6 +65,10 @@ impl Reason {
         Self::Idle,
         Self::Policy,
         Self::PolicyChanged,
+        Self::PathChanged,
+        Self::NoWayOut,
+        Self::Proxy,
+        Self::Loop,
         Self::SourceUnresolved,
         Self::Unsupported,
         Self::Limit,
@@ -78,6 +90,10 @@ impl Reason {
             Self::Idle => "idle",
             Self::Policy => "policy",
             Self::PolicyChanged => "policy-changed",
+            Self::PathChanged => "path-changed",
+            Self::NoWayOut => "no-way-out",
+            Self::Proxy => "proxy",
+            Self::Loop => "loop",
             Self::SourceUnresolved => "source-unresolved",
             Self::Unsupported => "unsupported",
             Self::Limit | Self::Internal => "limit",
@@ -107,20 +123,25 @@ pub enum Stage {
 }
 
 /// By which way a flow leaves, or would have left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Via {
     /// A socket of this host.
     Direct,
     /// It does not leave: its destination is the resolver inside.
     Dns,
+    /// The tunnel of that name.
+    Link(Arc<str>),
+    /// The proxy of that name.
+    Proxy(Arc<str>),
 }
 
 impl Via {
     /// The stable name in reports.
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Self::Direct => "direct",
             Self::Dns => "dns",
+            Self::Link(name) | Self::Proxy(name) => name,
         }
     }
 }
@@ -148,12 +169,16 @@ pub struct Report {
     pub destination: SocketAddr,
     /// By which way it leaves.
     pub via: Via,
-    /// The name that the app asked for it with, where that is known.
-    pub name: Option<Arc<str>>,
+    /// What the destination is called, where that is known.
+    pub name: Option<Name>,
+    /// The SYN-ACK was sent before the far side answered, to see the first bytes.
+    pub peeked: bool,
     /// The names of the resolvers that the destination was learned from.
     pub resolvers: Vec<Arc<str>>,
     /// What it leaves with, or would have left with.
     pub egress: Option<Egress>,
+    /// The device beneath, where it leaves by a tunnel.
+    pub underlay: Option<DeviceName>,
     /// The local port at the egress, once there is a socket.
     pub egress_port: Option<u16>,
     /// Whose it is, where that was asked and known.

@@ -1,4 +1,4 @@
-//! The only file that names smoltcp.
+//! The only file of this crate that names smoltcp.
 //!
 //! One `Interface` serves all flows: with an IP medium and no fragmentation it holds no
 //! state of any socket. Each open TCP flow has a `SocketSet` of one, chosen by our own
@@ -19,7 +19,7 @@ use std::time::Duration;
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::phy::{RxToken, SegmentationCapabilities, TxToken};
-use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
+use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
 use smoltcp::time::Instant as SmolInstant;
 use smoltcp::wire::HardwareAddress;
 
@@ -93,6 +93,8 @@ impl Stack {
         // A TUN write runs the app's receive at once: waiting for company only adds time.
         socket.set_ack_delay(None);
         socket.set_nagle_enabled(false);
+        // Nothing is lost, and there is no queue, on the way to the app.
+        socket.set_congestion_control(CongestionControl::None);
         // The port was taken from a parsed SYN to a port that is not 0.
         let _ = socket.listen(syn.port);
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
@@ -184,6 +186,15 @@ impl Endpoint {
             return None;
         }
         self.socket_mut().recv(|data| take(data)).ok()
+    }
+
+    /// What the app has sent, from its first byte on and at most so much of it, while nobody
+    /// took any.
+    pub(crate) fn first_bytes(&mut self, most: usize) -> &[u8] {
+        if self.unread() == 0 {
+            return &[];
+        }
+        self.socket_mut().peek(most).unwrap_or_default()
     }
 
     /// Lends room for what the far side sends, one contiguous slice. `None` where there
@@ -382,6 +393,16 @@ impl Sink for Nowhere {
     fn to_app(&mut self, _: usize, _: Meta, _: impl FnOnce(&mut [u8]) -> usize) {}
 
     fn to_far(&mut self, _: crate::Way, _: crate::Datagram<'_>) -> Result<(), crate::Unsent> {
+        Ok(())
+    }
+
+    fn to_link(
+        &mut self,
+        _: crate::LinkId,
+        _: &[u8],
+        _: &[u8],
+        _: Meta,
+    ) -> Result<(), crate::Unsent> {
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::endpoints::UdpServer;
+use tests::figures::{Wanted, median};
 use tests::lab::daemon::Daemon;
 use tests::lab::scratch::Scratch;
 use tests::lab::{Lab, Running, plan, process};
@@ -29,22 +30,13 @@ const SECONDS: u32 = 4;
 const SLOW: Duration = Duration::from_millis(5);
 
 fn main() -> Result<()> {
-    let words: Vec<String> =
-        std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    if std::env::args().any(|word| word == "--list") {
-        return Ok(());
-    }
-    if !tests::lab::is_root() {
-        tests::lab::skipped("dns", "needs root");
-        return Ok(());
-    }
-    let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(&**word));
+    let Some(wanted) = Wanted::of_this_run("dns") else { return Ok(()) };
     let bench = Bench::new()?;
     println!(
         "| median of {ROUNDS} | warm, 1/s | µs of CPU | p99 at half | miss, 1/s | µs of CPU | warm after | MiB |"
     );
     println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
-    for kind in Kind::ALL.into_iter().filter(|kind| wanted(kind.name())) {
+    for kind in Kind::ALL.into_iter().filter(|kind| wanted.row(kind.name())) {
         let rounds: Vec<Reading> = (0..ROUNDS).map(|_| bench.read(kind)).collect::<Result<_>>()?;
         let of = |field: fn(&Reading) -> f64| median(rounds.iter().map(field).collect());
         println!(
@@ -59,7 +51,7 @@ fn main() -> Result<()> {
             of(|r| r.mib),
         );
     }
-    if wanted("tunneld") {
+    if wanted.row("tunneld") {
         println!("\n| tunneld | |\n| --- | --- |");
         bench.memory()?;
         bench.both()?;
@@ -204,7 +196,8 @@ impl Bench {
             Kind::Hickory => {
                 let file = self.files.write("hickory.toml", &hickory_conf(plan::GOOD4))?;
                 let path = hickory();
-                program(&path.to_string_lossy(), &["-c", &file.to_string_lossy()], 5303)?
+                // Debian has no group `nobody`, and each query would be a line of its log.
+                program(&path.to_string_lossy(), &["-q", "-c", &file.to_string_lossy()], 5303)?
             }
             Kind::Tunneld => {
                 self.daemon(&format!("[dns]\nupstream = [\"{}\"]\n", plan::GOOD4), "")?
@@ -426,7 +419,9 @@ forward-zone:
 
 fn hickory_conf(server: IpAddr) -> String {
     format!(
-        "listen_addrs_ipv4 = [\"127.0.0.1\"]
+        "user = \"root\"
+group = \"root\"
+listen_addrs_ipv4 = [\"127.0.0.1\"]
 listen_port = 5303
 [[zones]]
 zone = \".\"
@@ -438,14 +433,9 @@ name_servers = [{{ ip = \"{server}\", trust_negative_responses = false, connecti
     )
 }
 
-/// Where `cargo install --root target/peers hickory-dns` puts it.
+/// Where `cargo install --locked --root target/peers hickory-dns` puts it.
 fn hickory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/bin/hickory-dns")
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn quantile(sorted: &[f64], q: f64) -> f64 {

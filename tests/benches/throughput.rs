@@ -1,11 +1,11 @@
 //! The benchmark: what tunneld costs beside the kernel's own path.
 //!
-//! Every figure is the median of seven pairs, tunneld and kernel in turn over
+//! Every figure is the median of seven, tunneld and kernel in turn over
 //! the same veth, so that what else the machine does falls on both. `cargo
 //! bench -p tests --bench throughput [WORD…]` runs the rows whose name holds
-//! one of the words; needs root. With `--run` behind the `--`, tunneld's side of
-//! each pair is a daemon that has captured the host, instead of `exec`; with `--run
-//! --tracked` the host tracks connections besides, on both sides of the pair.
+//! one of the words; needs root. With `--run` behind the `--`, a daemon that has captured
+//! the host is measured in turn with both; with `--run --tracked` the host tracks
+//! connections besides.
 
 use std::fmt::Write as _;
 use std::net::UdpSocket;
@@ -18,20 +18,42 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::endpoints::tcp::one_byte_and_close;
 use tests::endpoints::{TcpServer, UdpServer};
+use tests::figures::{Wanted, median, short};
 use tests::lab::daemon::Daemon;
 use tests::lab::exec::{Exec, Executing, built_tunneld, tunneld};
 use tests::lab::process::Cost;
 use tests::lab::{Lab, Outcome, Running, Way, plan, process, track_connections};
 
-/// Pairs behind every median.
-const PAIRS: usize = 7;
+/// Readings of each side behind every median.
+const TURNS: usize = 7;
+
+/// Whose reading it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// The kernel's own path.
+    Kernel,
+    /// Through `tunneld exec`.
+    Exec,
+    /// Through a daemon that has captured the host.
+    Run,
+}
+
+impl Side {
+    /// A host that is captured runs a program as any other.
+    fn way(self) -> Way {
+        match self {
+            Self::Kernel | Self::Run => Way::Kernel,
+            Self::Exec => Way::Tunneld,
+        }
+    }
+}
 
 /// One row of the table.
 struct Row {
     name: &'static str,
     unit: &'static str,
-    /// One reading by one way.
-    read: fn(&Bench, Way) -> Result<Reading>,
+    /// One reading of one side.
+    read: fn(&Bench, Side) -> Result<Reading>,
 }
 
 /// A figure, and tunneld's processor seconds for each GB (1e9 bytes) it carried.
@@ -51,41 +73,45 @@ const ROWS: [Row; 11] = [
     Row {
         name: "TCP up, IPv4",
         unit: "Gbit/s",
-        read: |bench, way| bench.tcp(way, "203.0.113.1", false),
+        read: |bench, side| bench.tcp(side, "203.0.113.1", false),
     },
     Row {
         name: "TCP down, IPv4",
         unit: "Gbit/s",
-        read: |bench, way| bench.tcp(way, "203.0.113.1", true),
+        read: |bench, side| bench.tcp(side, "203.0.113.1", true),
     },
     Row {
         name: "TCP up, IPv6",
         unit: "Gbit/s",
-        read: |bench, way| bench.tcp(way, "2001:db8:f1::1", false),
+        read: |bench, side| bench.tcp(side, "2001:db8:f1::1", false),
     },
     Row {
         name: "TCP down, IPv6",
         unit: "Gbit/s",
-        read: |bench, way| bench.tcp(way, "2001:db8:f1::1", true),
+        read: |bench, side| bench.tcp(side, "2001:db8:f1::1", true),
     },
     Row {
-        name: "connect + 1 byte, p50", unit: "µs", read: |bench, way| bench.latency(way, "p50")
+        name: "connect + 1 byte, p50",
+        unit: "µs",
+        read: |bench, side| bench.latency(side, "p50"),
     },
     Row {
-        name: "connect + 1 byte, p99", unit: "µs", read: |bench, way| bench.latency(way, "p99")
+        name: "connect + 1 byte, p99",
+        unit: "µs",
+        read: |bench, side| bench.latency(side, "p99"),
     },
     Row {
         name: "new flows a second, 64 at once",
         unit: "1/s",
-        read: |bench, way| bench.rate(way, 0),
+        read: |bench, side| bench.rate(side, 0),
     },
     Row {
         name: "the same after 100,000 flows",
         unit: "1/s",
-        read: |bench, way| bench.rate(way, 100_000),
+        read: |bench, side| bench.rate(side, 100_000),
     },
-    Row { name: "UDP, 64 B", unit: "packets/s", read: |bench, way| bench.udp(way, 64) },
-    Row { name: "UDP, 1,400 B", unit: "packets/s", read: |bench, way| bench.udp(way, 1_400) },
+    Row { name: "UDP, 64 B", unit: "packets/s", read: |bench, side| bench.udp(side, 64) },
+    Row { name: "UDP, 1,400 B", unit: "packets/s", read: |bench, side| bench.udp(side, 1_400) },
     Row { name: "UDP echo of 1 datagram, p50 of 20,000", unit: "µs", read: Bench::udp_echo },
 ];
 
@@ -102,33 +128,26 @@ struct Bench {
 }
 
 fn main() -> Result<()> {
-    // Cargo adds --bench; a test runner that only lists has nothing to find here.
-    let words: Vec<String> =
-        std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    if std::env::args().any(|word| word == "--list") {
-        return Ok(());
-    }
-    if !tests::lab::is_root() {
-        tests::lab::skipped("throughput", "needs root");
-        return Ok(());
-    }
+    let Some(wanted) = Wanted::of_this_run("throughput") else { return Ok(()) };
     println!("tunneld: {}\n", built_tunneld()?.display());
-    let is_given = |flag: &str| std::env::args().any(|word| word == flag);
-    let (daemon, tracked) = (is_given("--run"), is_given("--tracked"));
+    let (daemon, tracked) = (wanted.flag("--run"), wanted.flag("--tracked"));
     ensure!(daemon || !tracked, "`--tracked` goes with `--run`");
     let bench = Bench::new(daemon, tracked)?;
-    let wanted = |name: &str| words.is_empty() || words.iter().any(|word| name.contains(&**word));
-
-    println!("| median of {PAIRS} pairs | kernel | tunneld | ratio | CPU s/GB |");
-    println!("| --- | --- | --- | --- | --- |");
-    for row in ROWS.iter().filter(|row| wanted(row.name)) {
-        bench.pairs(row)?;
+    let (run, line) = if daemon {
+        (" `run` | ratio | CPU s/GB | of `exec` |", " --- | --- | --- | --- |")
+    } else {
+        ("", "")
+    };
+    println!("| median of {TURNS} | kernel | `exec` | ratio | CPU s/GB |{run}");
+    println!("| --- | --- | --- | --- | --- |{line}");
+    for row in ROWS.iter().filter(|row| wanted.row(row.name)) {
+        bench.turns(row)?;
     }
-    if bench.daemon && wanted("reload") {
+    if bench.daemon && wanted.row("reload") {
         println!("\n| while it runs | |\n| --- | --- |");
         bench.reload()?;
     }
-    if wanted("idle") {
+    if wanted.row("idle") {
         println!("\n| at rest | |\n| --- | --- |");
         bench.idle()?;
     }
@@ -160,29 +179,35 @@ impl Bench {
         Ok(Self { daemon, lab, _iperf: iperf, threaded, short, sink, echo, held })
     }
 
-    fn pairs(&self, row: &Row) -> Result<()> {
+    /// The sides in turn, so that what else the machine does falls on all.
+    fn turns(&self, row: &Row) -> Result<()> {
         let mut kernel = Vec::new();
-        let mut tunneld = Vec::new();
-        let mut seconds = Vec::new();
-        for _ in 0..PAIRS {
-            kernel.push((row.read)(self, Way::Kernel)?.value);
-            let mut daemon = self.daemon.then(|| self.start()).transpose()?;
-            let reading = (row.read)(self, Way::Tunneld)?;
-            daemon.as_mut().map(Daemon::stop).transpose()?;
-            tunneld.push(reading.value);
-            seconds.extend(reading.seconds_per_gb);
+        let mut exec = Vec::new();
+        let mut run = Vec::new();
+        for _ in 0..TURNS {
+            kernel.push((row.read)(self, Side::Kernel)?);
+            exec.push((row.read)(self, Side::Exec)?);
+            if self.daemon {
+                let mut daemon = self.start()?;
+                run.push((row.read)(self, Side::Run)?);
+                daemon.stop()?;
+            }
         }
-        let (kernel, tunneld) = (median(kernel), median(tunneld));
-        let seconds =
-            if seconds.is_empty() { "-".to_owned() } else { format!("{:.2}", median(seconds)) };
-        println!(
-            "| {} | {} {} | {} | {:.2} | {seconds} |",
-            row.name,
-            short(kernel),
-            row.unit,
-            short(tunneld),
-            tunneld / kernel,
-        );
+        let value = |readings: &[Reading]| median(readings.iter().map(|one| one.value).collect());
+        print!("| {} | {} {} |", row.name, short(value(&kernel)), row.unit);
+        for readings in [&exec, &run].into_iter().filter(|readings| !readings.is_empty()) {
+            let ours = value(readings);
+            print!(" {} | {:.2} |", short(ours), ours / value(&kernel));
+            let seconds: Vec<f64> = readings.iter().filter_map(|one| one.seconds_per_gb).collect();
+            let told = (!seconds.is_empty()).then(|| format!("{:.2}", median(seconds)));
+            print!(" {} |", told.as_deref().unwrap_or("-"));
+        }
+        if self.daemon {
+            // What the machine does from minute to minute falls on both of a turn.
+            let ratios = run.iter().zip(&exec).map(|(run, exec)| run.value / exec.value);
+            print!(" {:.2} |", median(ratios.collect()));
+        }
+        println!();
         Ok(())
     }
 
@@ -190,30 +215,30 @@ impl Bench {
         Daemon::start(&self.lab.host, "policy 1\ndefault allow\n", "")
     }
 
-    /// A program by one way: a host that is captured runs it as any other.
-    fn exec(&self, program: &str, way: Way) -> Exec<'_> {
-        self.lab.exec(program).way(if self.daemon { Way::Kernel } else { way })
+    fn exec(&self, program: &str, side: Side) -> Exec<'_> {
+        self.lab.exec(program).way(side.way())
     }
 
-    /// The processes of tunneld behind a program by one way.
-    fn pids(&self, run: &Executing) -> Vec<u32> {
-        if self.daemon {
-            return process::tree(std::process::id(), &tunneld());
+    /// The processes of tunneld behind a program.
+    fn pids(&self, run: &Executing, side: Side) -> Vec<u32> {
+        match side {
+            Side::Kernel => Vec::new(),
+            Side::Exec => run.tunneld_pids(),
+            Side::Run => process::tree(std::process::id(), &tunneld()),
         }
-        run.tunneld_pids()
     }
 
-    fn probe(&self, way: Way, words: &[String]) -> Result<Value> {
-        self.exec("probe", way).args(words).run()?.success()?.json()
+    fn probe(&self, side: Side, words: &[String]) -> Result<Value> {
+        self.exec("probe", side).args(words).run()?.success()?.json()
     }
 
     /// One flow of two seconds, after half a second that is not counted.
-    fn tcp(&self, way: Way, to: &str, down: bool) -> Result<Reading> {
+    fn tcp(&self, side: Side, to: &str, down: bool) -> Result<Reading> {
         let mut args = vec!["-c", to, "-J", "-t", "2", "-O", "0.5"];
         args.extend(down.then_some("-R"));
-        let run = self.exec("iperf3", way).args(args).spawn()?;
-        let before = process::cost(&self.pids(&run)).cpu_seconds;
-        let (outcome, cost) = self.outcome_and_cost(run)?;
+        let run = self.exec("iperf3", side).args(args).spawn()?;
+        let before = process::cost(&self.pids(&run, side)).cpu_seconds;
+        let (outcome, cost) = self.outcome_and_cost(run, side)?;
         let cpu_seconds = cost.cpu_seconds - before;
         let report = outcome.json()?;
         let received = &report["end"]["sum_received"];
@@ -226,24 +251,24 @@ impl Bench {
             .filter_map(|interval| interval["sum"]["bytes"].as_f64())
             .sum();
         let seconds_per_gb =
-            (way == Way::Tunneld && bytes > 0.0).then(|| cpu_seconds / (bytes / 1e9));
+            (side != Side::Kernel && bytes > 0.0).then(|| cpu_seconds / (bytes / 1e9));
         Ok(Reading { value, seconds_per_gb })
     }
 
-    fn latency(&self, way: Way, which: &str) -> Result<Reading> {
+    fn latency(&self, side: Side, which: &str) -> Result<Reading> {
         let words = ["latency", "203.0.113.1", &self.threaded.port().to_string(), "2000"];
-        let seen = self.probe(way, &words.map(str::to_owned))?;
+        let seen = self.probe(side, &words.map(str::to_owned))?;
         Ok(seen[which].as_f64().with_context(|| seen.to_string())?.into())
     }
 
     /// `before` flows first, in the same run.
-    fn rate(&self, way: Way, before: u64) -> Result<Reading> {
+    fn rate(&self, side: Side, before: u64) -> Result<Reading> {
         let one =
             |count: u64| format!("\"$PROBE\" rate 203.0.113.1 {} {count} 64", self.short.port());
         let script =
             if before == 0 { one(5_000) } else { format!("{}; {}", one(before), one(5_000)) };
         let seen = self
-            .exec("sh", way)
+            .exec("sh", side)
             .args(["-c", &script])
             .limit(Duration::from_secs(300))
             .run()?
@@ -254,28 +279,28 @@ impl Bench {
     }
 
     /// Datagrams that arrive in two seconds of sending as fast as can be.
-    fn udp(&self, way: Way, size: u64) -> Result<Reading> {
+    fn udp(&self, side: Side, size: u64) -> Result<Reading> {
         let before = self.sink.received();
         let words =
             ["udp-flood", "203.0.113.1", &self.sink.port().to_string(), &size.to_string(), "2"];
-        let seen = self.probe(way, &words.map(str::to_owned))?;
+        let seen = self.probe(side, &words.map(str::to_owned))?;
         thread::sleep(Duration::from_millis(200));
         let seconds = seen["seconds"].as_f64().context("seconds")?;
         Ok(((self.sink.received() - before) as f64 / seconds).into())
     }
 
-    fn udp_echo(&self, way: Way) -> Result<Reading> {
+    fn udp_echo(&self, side: Side) -> Result<Reading> {
         let words = ["udp-latency", "203.0.113.1", &self.echo.port().to_string(), "20000"];
-        let seen = self.probe(way, &words.map(str::to_owned))?;
+        let seen = self.probe(side, &words.map(str::to_owned))?;
         Ok(seen["p50"].as_f64().with_context(|| seen.to_string())?.into())
     }
 
     /// Waits for a run and tells what tunneld had cost by its end.
-    fn outcome_and_cost(&self, mut run: Executing) -> Result<(Outcome, Cost)> {
+    fn outcome_and_cost(&self, mut run: Executing, side: Side) -> Result<(Outcome, Cost)> {
         // The processes are gone with the run: the last reading before its end is the cost.
         let mut cost = Cost::default();
         while !run.running.ended()? {
-            let pids = self.pids(&run);
+            let pids = self.pids(&run, side);
             let now = process::cost(&pids);
             if now.cpu_seconds >= cost.cpu_seconds {
                 cost = now;
@@ -285,11 +310,11 @@ impl Bench {
         Ok((run.wait()?.success()?, cost))
     }
 
-    fn wakeups(&self, run: &Executing) -> f64 {
+    fn wakeups(&self, run: &Executing, side: Side) -> f64 {
         const SECONDS: u64 = 5;
-        let before = process::cost(&self.pids(run)).wakeups;
+        let before = process::cost(&self.pids(run, side)).wakeups;
         thread::sleep(Duration::from_secs(SECONDS));
-        let after = process::cost(&self.pids(run)).wakeups;
+        let after = process::cost(&self.pids(run, side)).wakeups;
         after.saturating_sub(before) as f64 / SECONDS as f64
     }
 
@@ -299,9 +324,10 @@ impl Bench {
     fn reload(&self) -> Result<()> {
         const FLOWS: u64 = 10_000;
         const RULES: u32 = 100_000;
+        let side = Side::Run;
         let mut daemon = self.start()?;
         let idle = self
-            .exec("probe", Way::Tunneld)
+            .exec("probe", side)
             .args(["idle", "203.0.113.1"])
             .args([u64::from(self.held.port()), FLOWS, 60])
             .limit(Duration::from_secs(120))
@@ -348,7 +374,7 @@ impl Bench {
         drop(idle);
 
         let mut load = self
-            .exec("probe", Way::Tunneld)
+            .exec("probe", side)
             .args(["rate", "203.0.113.1"])
             .args([u64::from(self.short.port()), 24_000, 32])
             .spawn()?;
@@ -371,16 +397,17 @@ impl Bench {
     /// What 9,900 flows with nothing to do cost.
     fn idle(&self) -> Result<()> {
         const FLOWS: u64 = 9_900;
+        let side = if self.daemon { Side::Run } else { Side::Exec };
         let _daemon = self.daemon.then(|| self.start()).transpose()?;
-        let empty = self.exec("sh", Way::Tunneld).args(["-c", "echo up; sleep 60"]).spawn()?;
+        let empty = self.exec("sh", side).args(["-c", "echo up; sleep 60"]).spawn()?;
         empty.running.wait_for("up")?;
-        let base = process::cost(&self.pids(&empty));
+        let base = process::cost(&self.pids(&empty, side));
         println!("| tunneld without a flow | {:.1} MiB |", base.rss_kib as f64 / 1024.0);
-        println!("| wake-ups a second without a flow | {:.1} |", self.wakeups(&empty));
+        println!("| wake-ups a second without a flow | {:.1} |", self.wakeups(&empty, side));
         drop(empty);
 
         let run = self
-            .exec("probe", Way::Tunneld)
+            .exec("probe", side)
             .args(["idle", "203.0.113.1"])
             .args([u64::from(self.held.port()), FLOWS, 60])
             .limit(Duration::from_secs(120))
@@ -388,25 +415,10 @@ impl Bench {
         run.running.wait_for("open")?;
         // Past the flows' own timers of the start.
         thread::sleep(Duration::from_secs(2));
-        let full = process::cost(&self.pids(&run));
+        let full = process::cost(&self.pids(&run, side));
         let each = full.rss_kib.saturating_sub(base.rss_kib) as f64 / FLOWS as f64;
         println!("| {FLOWS} idle flows, each | {each:.1} KiB |");
-        println!("| wake-ups a second with them | {:.1} |", self.wakeups(&run));
+        println!("| wake-ups a second with them | {:.1} |", self.wakeups(&run, side));
         Ok(())
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
-/// Three figures that matter.
-fn short(value: f64) -> String {
-    match value {
-        100_000.0.. => format!("{:.0}k", value / 1e3),
-        100.0.. => format!("{value:.0}"),
-        10.0.. => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
     }
 }

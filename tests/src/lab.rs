@@ -25,7 +25,9 @@ pub mod own_files;
 pub mod plan;
 pub mod probe;
 pub mod process;
+pub mod resolved;
 pub mod scratch;
+pub mod side_by_side;
 mod void;
 
 pub use command::{Finished, Running, Tun, Who};
@@ -123,6 +125,23 @@ macro_rules! require_tunneld {
         if $crate::lab::Way::of_this_run() == $crate::lab::Way::Kernel {
             $crate::lab::skipped(module_path!(), "the kernel's own path has no such thing");
             return Ok(());
+        }
+    };
+}
+
+/// A Debian package as `tests/run` has unpacked it; ends the test, loudly, where it is missing.
+#[macro_export]
+macro_rules! require_package {
+    ($name:literal) => {
+        match $crate::lab::own_files::package($name) {
+            Some(package) => package,
+            None => {
+                $crate::lab::skipped(
+                    module_path!(),
+                    concat!("the package ", $name, " is not unpacked: tests/run does"),
+                );
+                return Ok(());
+            }
         }
     };
 }

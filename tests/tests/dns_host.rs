@@ -1,40 +1,23 @@
 //! The host's own resolver: its servers are found, its queries led to us, and all of it put back.
 
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use dns::discover::{self, Found, Provenance, ResolvConf};
-use dns::takeover::{self, Follow, KEPT, RECORD, RESOLV_CONF, Todo, Wanted, Way};
+use dns::takeover::{self, Follow, KEPT, RECORD, RESOLV_CONF, Todo, Wanted, Way, Whose};
 use tests::endpoints::DnsServer;
-use tests::lab::own_files::{package, run, with_own_files};
+use tests::lab::own_files::{run, with_own_files};
+use tests::lab::resolved::{self, stub_knows};
 use tests::lab::scratch::Scratch;
 use tests::lab::{Lab, Netns, link, plan, skipped};
-use tests::{require_root, require_tunneld};
+use tests::{require_package, require_root, require_tunneld};
 use tunnel::host::{Change, Host, resolv_conf};
 
 /// Where we answer.
 const OURS: &str = "198.18.0.2";
-
-/// A Debian package as `tests/run` has unpacked it; ends the test, loudly, where it is missing.
-macro_rules! require_package {
-    ($name:literal) => {
-        match package($name) {
-            Some(package) => package,
-            None => {
-                skipped(
-                    module_path!(),
-                    concat!("the package ", $name, " is not unpacked: tests/run does"),
-                );
-                return Ok(());
-            }
-        }
-    };
-}
 
 fn ours() -> IpAddr {
     OURS.parse().expect("an address")
@@ -55,10 +38,21 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 /// What the daemon does with the file: the change that takes it.
-fn take_file() -> Result<Change> {
+fn take_file(host: &mut Host) -> Result<()> {
     let before = ResolvConf::parse(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
-    let text = takeover::text(&[ours()], &before);
-    Ok(Change::ResolvConf { path: RESOLV_CONF.into(), kept: KEPT.into(), text })
+    let (text, holder) = (takeover::text(&[ours()], &before), host.directory().to_owned());
+    let change = Change::ResolvConf { path: RESOLV_CONF.into(), kept: KEPT.into(), text, holder };
+    Ok(host.begin(change)?.make()?)
+}
+
+/// There is one daemon, and its lock doesn't matter.
+fn whose(bytes: &[u8]) -> Whose {
+    match resolv_conf::whose(bytes, Path::new("/")) {
+        resolv_conf::Whose::Theirs => Whose::Theirs,
+        resolv_conf::Whose::Ours
+        | resolv_conf::Whose::Orphaned
+        | resolv_conf::Whose::Anothers(_) => Whose::Ours,
+    }
 }
 
 async fn next(follow: &mut Follow) -> Option<Todo> {
@@ -88,10 +82,9 @@ fn the_file_is_taken_rewritten_and_put_back() -> Result<()> {
         block_on(async {
             let mut found = discover::watch(settings()).await;
             ensure!(shown(&found.borrow()) == "192.0.2.1:53 /etc/resolv.conf", "{found:?}");
-            let (mut follow, _) =
-                Follow::new(Wanted::Auto, Path::new("/"), None, resolv_conf::is_ours).await?;
+            let (mut follow, _) = Follow::new(Wanted::Auto, Path::new("/"), None, whose).await?;
             ensure!(next(&mut follow).await == Some(Todo::Take(Way::File)));
-            host.apply_live(take_file()?)?;
+            take_file(&mut host)?;
             ensure!(names_us() && fs::read_to_string(RESOLV_CONF)?.contains("search corp.example"));
             ensure!(quiet(&mut follow).await, "our own write is nobody's");
 
@@ -99,7 +92,7 @@ fn the_file_is_taken_rewritten_and_put_back() -> Result<()> {
             fs::write("/etc/resolv.conf.dhclient-new.7", "nameserver 192.0.2.9\n")?;
             fs::rename("/etc/resolv.conf.dhclient-new.7", RESOLV_CONF)?;
             ensure!(next(&mut follow).await == Some(Todo::Take(Way::File)), "a rewrite");
-            host.apply_live(take_file()?)?;
+            take_file(&mut host)?;
             ensure!(names_us());
             let theirs = format!("192.0.2.9:53 {KEPT}");
             let wait = found.wait_for(|found| shown(found) == theirs);
@@ -110,12 +103,12 @@ fn the_file_is_taken_rewritten_and_put_back() -> Result<()> {
         drop(host);
         ensure!(names_us());
         let (mut host, undone) = Host::open(&state.join("run"))?;
-        ensure!(undone.len() == 2, "{undone:?}");
+        ensure!(undone.len() == 1, "one in the place of the other: {undone:?}");
         ensure!(fs::read_to_string(RESOLV_CONF)? == "nameserver 192.0.2.9\n");
         ensure!(!Path::new(KEPT).exists());
 
         // As a loss of power does: the journal was in memory.
-        host.apply_live(take_file()?)?;
+        take_file(&mut host)?;
         drop(host);
         fs::remove_file(state.join("run/journal"))?;
         let (mut host, undone) = Host::open(&state.join("run"))?;
@@ -125,7 +118,7 @@ fn the_file_is_taken_rewritten_and_put_back() -> Result<()> {
         ensure!(host.put_back_resolv_conf(Path::new(RESOLV_CONF), Path::new(KEPT))?.is_none());
 
         // What somebody has written behind a dead daemon's back stays.
-        host.apply_live(take_file()?)?;
+        take_file(&mut host)?;
         drop(host);
         fs::write(RESOLV_CONF, "nameserver 192.0.2.10\n")?;
         let (_host, _) = Host::open(&state.join("run"))?;
@@ -149,15 +142,14 @@ fn a_file_that_is_a_mount_is_followed() -> Result<()> {
         run("mount", &["--bind", "/srv/outside.conf", RESOLV_CONF], "")?;
         let (mut host, _) = Host::open(&state.join("run"))?;
         block_on(async {
-            let (mut follow, _) =
-                Follow::new(Wanted::File, Path::new("/"), None, resolv_conf::is_ours).await?;
+            let (mut follow, _) = Follow::new(Wanted::File, Path::new("/"), None, whose).await?;
             ensure!(next(&mut follow).await == Some(Todo::Take(Way::File)));
-            host.apply_live(take_file()?)?;
+            take_file(&mut host)?;
             ensure!(names_us());
             ensure!(quiet(&mut follow).await);
             fs::write(outside, "nameserver 192.0.2.9\n")?;
             ensure!(next(&mut follow).await == Some(Todo::Take(Way::File)));
-            host.apply_live(take_file()?)?;
+            take_file(&mut host)?;
             Ok(())
         })?;
         ensure!(names_us());
@@ -183,11 +175,10 @@ fn a_record(lab: &Lab, package: &Path, prepare: &str, only: bool) -> Result<()> 
         ensure!(before.contains("nameserver 192.0.2.1\n"), "{before}");
         let (mut host, _) = Host::open(&state.join("run"))?;
         block_on(async {
-            let (mut follow, _) =
-                Follow::new(Wanted::Auto, Path::new("/"), None, resolv_conf::is_ours).await?;
+            let (mut follow, _) = Follow::new(Wanted::Auto, Path::new("/"), None, whose).await?;
             ensure!(next(&mut follow).await == Some(Todo::Take(Way::Record)), "{before}");
             let text = format!("nameserver {OURS}\n");
-            host.apply_live(Change::ResolvconfRecord { record: RECORD.to_owned(), text })?;
+            host.begin(Change::ResolvconfRecord { record: RECORD.to_owned(), text })?.make()?;
             ensure!(quiet(&mut follow).await);
             let servers = ResolvConf::parse(&fs::read_to_string(RESOLV_CONF)?).nameservers;
             ensure!(
@@ -228,74 +219,13 @@ fn a_record_of_debians_resolvconf() -> Result<()> {
     a_record(&Lab::new()?, &package, prepare, false)
 }
 
-/// A server; killed when dropped.
-struct Server(Child);
-
-impl Server {
-    fn start(program: &str, args: &[&str], is_ready: impl Fn() -> bool) -> Result<Self> {
-        let child = Command::new(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| program.to_owned())?;
-        let mut server = Self(child);
-        let began = Instant::now();
-        while !is_ready() {
-            if let Some(status) = server.0.try_wait()? {
-                bail!("{program} ended: {status}");
-            }
-            ensure!(began.elapsed() < Duration::from_secs(10), "{program} is not ready");
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(server)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn start_resolved() -> Result<Server> {
-    let args = ["get-property", "org.freedesktop.resolve1", "/org/freedesktop/resolve1"];
-    Server::start("/usr/lib/systemd/systemd-resolved", &[], || {
-        let asked = Command::new("busctl")
-            .args(["--auto-start=no", "--timeout=2"])
-            .args(args)
-            .args(["org.freedesktop.resolve1.Manager", "DNS"])
-            .output();
-        asked.is_ok_and(|asked| asked.status.success())
-    })
-}
-
-/// Asks resolved's stub for an address of a name.
-fn stub_knows(name: &str) -> Result<bool> {
-    let socket = UdpSocket::bind("127.0.0.1:0")?;
-    socket.set_read_timeout(Some(Duration::from_secs(8)))?;
-    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    for label in name.split('.') {
-        query.push(label.len() as u8);
-        query.extend(label.bytes());
-    }
-    query.extend([0, 0, 1, 0, 1]);
-    socket.send_to(&query, "127.0.0.53:53")?;
-    let mut answer = [0; 512];
-    let (length, _) = socket.recv_from(&mut answer)?;
-    ensure!(length > 12 && answer[..2] == query[..2], "{:?}", &answer[..length]);
-    Ok(answer[3] & 15 == 0 && answer[7] > 0)
-}
-
 /// The real systemd-resolved, on a system bus of its own, with a network's server on one link and
 /// ours on another: whom it asks, before, while it is held, and after.
 #[test]
 fn systemd_resolved_is_found_and_asks_us() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let resolved = require_package!("systemd-resolved");
+    let package = require_package!("systemd-resolved");
     let lab = Lab::new()?;
     let tun = Netns::new("tun")?;
     link(&lab.host, "tun9", &tun, "far9", plan::MTU)?;
@@ -315,26 +245,9 @@ fn systemd_resolved_is_found_and_asks_us() -> Result<()> {
         Ok(told.split(':').next().unwrap_or_default().parse()?)
     };
     let (tun9, up0) = (index("tun9")?, index("up0")?);
-    with_own_files(&lab.host, Some(&resolved), || {
-        let prepare = "mkdir -p /run/dbus /run/systemd/resolve
-            ln -s ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf
-            id systemd-resolve >/dev/null 2>&1 \
-              || echo 'systemd-resolve:x:991:991::/:/usr/sbin/nologin' >> /etc/passwd
-            getent group systemd-resolve >/dev/null || echo 'systemd-resolve:x:991:' >> /etc/group
-            chown 991:991 /run/systemd/resolve";
-        run("sh", &["-ec", prepare], "")?;
-        let bus = Path::new("/run/dbus/system_bus_socket");
-        let started =
-            Server::start("dbus-daemon", &["--system", "--nofork", "--nopidfile"], || bus.exists());
-        let _bus = match started {
-            Ok(bus) => bus,
-            Err(error) => {
-                skipped(module_path!(), &format!("no system bus: {error:#}"));
-                return Ok(());
-            }
-        };
-        let mut service = match start_resolved() {
-            Ok(service) => service,
+    with_own_files(&lab.host, Some(&package), || {
+        let (_bus, mut service) = match resolved::start() {
+            Ok(started) => started,
             Err(error) => {
                 skipped(module_path!(), &format!("systemd-resolved does not run here: {error:#}"));
                 return Ok(());
@@ -356,8 +269,7 @@ fn systemd_resolved_is_found_and_asks_us() -> Result<()> {
             ensure!(first.servers[0].from == Provenance::Resolved { link: up0 });
 
             ensure!(stub_knows("before.example")? && theirs.queries() > 0, "the control");
-            let (mut follow, held) =
-                Follow::new(Wanted::Auto, Path::new("/"), None, resolv_conf::is_ours).await?;
+            let (mut follow, held) = Follow::new(Wanted::Auto, Path::new("/"), None, whose).await?;
             ensure!(held && quiet(&mut follow).await, "the stub is all that is needed");
             let of_tun = takeover::resolved::Link { index: tun9, servers: vec![ours()] };
             let hold = takeover::resolved::hold(None, of_tun).await;
@@ -370,7 +282,7 @@ fn systemd_resolved_is_found_and_asks_us() -> Result<()> {
 
             // It is restarted, and forgets what it was told of no link.
             drop(service);
-            service = start_resolved()?;
+            service = resolved::start_service()?;
             let mut set = hold.watch();
             let wait = set.wait_for(|set| *set);
             tokio::time::timeout(Duration::from_secs(10), wait).await.context("set again")??;
@@ -394,7 +306,8 @@ fn systemd_resolved_is_found_and_asks_us() -> Result<()> {
     })
 }
 
-/// An advertisement with one server in it (RFC 4861 section 4.2, RFC 8106 section 5.1).
+/// An advertisement with one server and one search domain in it (RFC 4861 section 4.2, RFC 8106
+/// section 5.1).
 fn advertise(server: Ipv6Addr, seconds: u32) -> Result<()> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
@@ -406,6 +319,10 @@ fn advertise(server: Ipv6Addr, seconds: u32) -> Result<()> {
     packet.extend([25, 3, 0, 0]);
     packet.extend(seconds.to_be_bytes());
     packet.extend(server.octets());
+    // A search list (section 5.2).
+    packet.extend([31, 3, 0, 0]);
+    packet.extend(seconds.to_be_bytes());
+    packet.extend(b"\x04corp\x07example\0\0\0");
     let all_nodes: SocketAddr = "[ff02::1]:0".parse()?;
     socket.send_to(&packet, &all_nodes.into())?;
     Ok(())
@@ -434,6 +351,8 @@ fn servers_of_a_routers_advertisement() -> Result<()> {
                     ensure!(server.address == "[2001:db8:1::53]:53".parse()?, "{server:?}");
                     ensure!(matches!(server.from, Provenance::RouterAdvertisement { .. }));
                 }
+                let search: &[&str] = if expected > 0 { &["corp.example"] } else { &[] };
+                ensure!(found.borrow().search == search, "{seconds}: {found:?}");
             }
             // Its time is over.
             let wait = found.wait_for(|found| found.servers.is_empty());

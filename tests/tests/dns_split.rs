@@ -1,21 +1,12 @@
 //! Which server answers which name, through `exec`: asked by kdig, and proved by the servers'
 //! own logs.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
+use tests::both::{Both, kdig_in};
 use tests::endpoints::page::{PAGE, page};
-use tests::endpoints::{Authority, Lie, LyingServer, TcpServer, Unbound, Valid};
-use tests::lab::scratch::Scratch;
+use tests::endpoints::{Dnsmasq, TcpServer, Unbound};
 use tests::lab::{Lab, plan};
 use tests::{require_root, require_tunneld};
-
-/// The company's server and the network's own. Both have the company's zone, with other data.
-struct Both {
-    corp: Unbound,
-    upstream: Unbound,
-    lab: Lab,
-}
 
 const CORP: &str = "\
  local-data: \"page.corp.example. 300 A 203.0.113.1\"
@@ -43,31 +34,22 @@ set office = *.corp.example 10.20.0.0/16
 resolve link.corp.example using masq
 resolve @office using corp";
 
-const CONFIG: &str = "[dns]\nupstream = [\"203.0.113.129\"]\n\
-                      [[resolver]]\nname = \"corp\"\nservers = [\"203.0.113.1\"]\n\
-                      [[resolver]]\nname = \"masq\"\nservers = [\"192.0.2.2\"]\n";
+/// Both, and a server that follows aliases.
+fn config() -> String {
+    format!("{}[[resolver]]\nname = \"masq\"\nservers = [\"192.0.2.2\"]\n", Both::CONFIG)
+}
 
-impl Both {
-    fn start() -> Result<Self> {
-        let lab = Lab::new()?;
-        let corp = Unbound::with(&lab.server, plan::GOOD4, None, CORP)?;
-        let upstream = Unbound::with(&lab.server, plan::GOOD4_SECOND, None, UPSTREAM)?;
-        Ok(Self { corp, upstream, lab })
-    }
-
-    /// What kdig says inside `exec`.
-    fn kdig(&self, args: &str) -> Result<String> {
-        let kdig = self.lab.exec("kdig").config(CONFIG);
-        let kdig = kdig.policy(&format!("{RULES}\ndefault allow")).args(args.split(' '));
-        Ok(kdig.run()?.success()?.stdout().to_owned())
-    }
+/// What kdig says inside `exec`.
+fn kdig(both: &Both, args: &str) -> Result<String> {
+    let exec = both.lab.exec("kdig").config(&config());
+    Ok(kdig_in(exec.policy(&format!("{RULES}\ndefault allow")), args)?.0)
 }
 
 #[test]
 fn each_form_of_a_rule_asks_whom_it_names() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let both = Both::start()?;
+    let both = Both::start(CORP, UPSTREAM)?;
     // The question; what is in the answer; whether corp and upstream are asked.
     for (question, want, corp, upstream) in [
         ("page.corp.example", &["203.0.113.1\n"][..], true, false),
@@ -96,14 +78,15 @@ fn each_form_of_a_rule_asks_whom_it_names() -> Result<()> {
             [] => "",
         };
         for over in ["+notcp @198.18.0.2", "+tcp @198.18.0.2", "+notcp @192.0.2.77"] {
-            let before = (both.corp.asked(name)?, both.upstream.asked(name)?);
-            let seen = both.kdig(&format!("+edns +timeout=8 +retry=0 {over} {question}"))?;
+            let before = both.asked(name)?;
+            let seen = kdig(&both, &format!("{over} {question}"))?;
             for want in want {
                 ensure!(seen.contains(want), "{over} {question}: no `{want}`:\n{seen}");
             }
             ensure!(!seen.contains("192.168.7.7"), "{question}:\n{seen}");
-            let asked = (both.corp.asked(name)? > before.0, both.upstream.asked(name)? > before.1);
-            ensure!(asked == (corp, upstream), "{over} {question}: asked {asked:?}:\n{seen}");
+            let now = both.asked(name)?;
+            let asked = [now[0] > before[0], now[1] > before[1]];
+            ensure!(asked == [corp, upstream], "{over} {question}: asked {asked:?}:\n{seen}");
         }
     }
     Ok(())
@@ -113,7 +96,7 @@ fn each_form_of_a_rule_asks_whom_it_names() -> Result<()> {
 fn sizes_and_flags_are_the_apps_own() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let both = Both::start()?;
+    let both = Both::start(CORP, UPSTREAM)?;
     for (args, want, never) in [
         ("+ignore +bufsize=512", &["Flags: qr tc"][..], "TXT"),
         ("+ignore +noedns", &["Flags: qr tc"], "EDNS PSEUDOSECTION"),
@@ -121,14 +104,14 @@ fn sizes_and_flags_are_the_apps_own() -> Result<()> {
         ("+tcp", &["ANSWER: 20", "(TCP)"], "Flags: qr tc"),
         ("+bufsize=4096 +dnssec +cdflag", &["ANSWER: 20", "cd;"], "Flags: qr tc"),
     ] {
-        let seen = both.kdig(&format!("@198.18.0.2 {args} big.corp.example TXT"))?;
+        let seen = kdig(&both, &format!("{args} big.corp.example TXT"))?;
         for want in want {
             ensure!(seen.contains(want), "{args}: no `{want}`:\n{seen}");
         }
         let answer = seen.rsplit_once(";; ->>HEADER").context("an answer")?.1;
         ensure!(never == "TXT" || !answer.contains(never), "{args}: `{never}`:\n{seen}");
     }
-    let seen = both.kdig("@198.18.0.2 +dnssec www.corp.example")?;
+    let seen = kdig(&both, "+dnssec www.corp.example")?;
     ensure!(seen.contains("flags: do"), "{seen}");
     Ok(())
 }
@@ -137,28 +120,14 @@ fn sizes_and_flags_are_the_apps_own() -> Result<()> {
 fn a_verdict_by_name_and_by_resolver_is_the_one_of_the_name_asked() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let both = Both::start()?;
+    let both = Both::start(CORP, UPSTREAM)?;
     let server = TcpServer::start(&both.lab.server, 0, page)?;
     // unbound does not follow a CNAME of its own.
-    let dnsmasq = both.lab.server.command("dnsmasq").args([
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--no-resolv",
-        "--no-hosts",
-        "--bind-interfaces",
-        "--user=root",
-        "--pid-file=",
-        "--log-facility=-",
-        "--listen-address=192.0.2.2",
+    let records = [
         "--host-record=page.corp.example,203.0.113.1",
         "--cname=link.corp.example,page.corp.example",
-    ]);
-    let dnsmasq = dnsmasq.spawn()?;
-    let limit = Instant::now() + Duration::from_secs(10);
-    while !dnsmasq.stderr().contains("started") {
-        ensure!(Instant::now() < limit, "dnsmasq: {}", dnsmasq.stderr());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    ];
+    let _dnsmasq = Dnsmasq::start(&both.lab.server, plan::NEAR4, &records)?;
     let port = server.port();
     for (rules, name, passes) in [
         ("allow to page.corp.example\ndefault block", "page.corp.example", true),
@@ -173,7 +142,7 @@ fn a_verdict_by_name_and_by_resolver_is_the_one_of_the_name_asked() -> Result<()
         ("block to unknown-name\ndefault allow", "page.corp.example", true),
         ("block to unknown-name\ndefault allow", "203.0.113.1", false),
     ] {
-        let seen = both.lab.exec("curl").config(CONFIG);
+        let seen = both.lab.exec("curl").config(&config());
         // The questions themselves pass.
         let policy = format!("{RULES}\nallow port 53\n{rules}");
         let url = format!("http://{name}:{port}/");
@@ -199,8 +168,53 @@ fn a_verdict_by_name_and_by_resolver_is_the_one_of_the_name_asked() -> Result<()
             ensure!(flow["name"].is_null(), "{flow}");
         }
     }
-    dnsmasq.signal(rustix::process::Signal::TERM)?;
-    dnsmasq.wait()?;
+    Ok(())
+}
+
+/// Each address of an `and` is of those who gave it, and one side's verdict is not the other's.
+#[test]
+fn each_side_of_an_and_has_its_own_verdict() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let shared = " local-data: \"both.corp.example. 300 A 192.0.2.2\"";
+    let both = Both::start(&format!("{CORP}\n{shared}"), &format!("{UPSTREAM}\n{shared}"))?;
+    let server = TcpServer::start(&both.lab.server, 0, page)?;
+    let port = server.port();
+    // Of corp alone, of upstream alone, of both.
+    let sides = ["203.0.113.1", "203.0.113.129", "192.0.2.2"];
+    let of = [&["corp"][..], &["upstream"], &["upstream", "corp"]];
+    let script = format!(
+        "kdig @198.18.0.2 both.corp.example >&2; for address in {}; do \
+         curl -s -o /dev/null --max-time 8 -w '%{{http_code}}\\n' http://$address:{port}/; done; true",
+        sides.join(" ")
+    );
+    for (rules, passes) in [
+        ("block to any resolver corp\ndefault allow", [false, true, false]),
+        ("block to any resolver upstream\ndefault allow", [true, false, false]),
+        ("allow to any resolver corp\ndefault block", [true, false, true]),
+        ("allow to any resolver upstream\ndefault block", [false, true, true]),
+        ("block to any resolver not corp\ndefault allow", [true, false, true]),
+        ("block to both.corp.example\ndefault allow", [false; 3]),
+    ] {
+        let policy = format!("{RULES}\nallow port 53\n{rules}");
+        let exec = both.lab.exec("sh").config(&config()).policy(&policy);
+        let seen = exec.args(["-c", &script]).run()?.success()?;
+        let codes: Vec<bool> = seen.stdout().lines().map(|code| code == "200").collect();
+        ensure!(codes == passes, "{rules}: {codes:?}: {seen:#?}");
+        for ((side, of), passes) in sides.iter().zip(of).zip(passes) {
+            let flow = seen.flow_to(side.parse()?, port)?;
+            let mut resolvers: Vec<&str> = flow["resolvers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|r| r.as_str())
+                .collect();
+            resolvers.sort_unstable_by_key(|name| *name == "corp");
+            ensure!(resolvers == of && flow["name"] == "both.corp.example", "{rules}: {flow}");
+            let verdict = if passes { "allow" } else { "block" };
+            ensure!(flow["verdict"] == verdict, "{rules}: {flow}");
+        }
+    }
     Ok(())
 }
 
@@ -208,98 +222,11 @@ fn a_verdict_by_name_and_by_resolver_is_the_one_of_the_name_asked() -> Result<()
 fn a_policy_that_blocks_port_53_blocks_names() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let both = Both::start()?;
-    let seen = both.lab.exec("kdig").config(CONFIG).policy("block port 53\ndefault allow");
+    let both = Both::start(CORP, UPSTREAM)?;
+    let seen = both.lab.exec("kdig").config(Both::CONFIG).policy("block port 53\ndefault allow");
     let seen = seen.args(["+timeout=1", "+retry=0", "@198.18.0.2", "public.example"]).run()?;
     ensure!(!seen.stdout().contains("203.0.113.129"), "{seen:#?}");
     ensure!(both.upstream.asked("public.example")? == 0);
-    Ok(())
-}
-
-#[test]
-fn liars_and_dead_servers_end_in_time() -> Result<()> {
-    require_root!();
-    require_tunneld!();
-    let lab = Lab::new()?;
-    let liar = |name: &str, server: &str| {
-        format!("[[resolver]]\nname = \"{name}\"\nservers = [\"{server}\"]\n")
-    };
-    let config = [("liar", "203.0.113.1"), ("dead", "203.0.113.20"), ("gone", "2001:db8:f1::20")]
-        .map(|(name, server)| liar(name, server))
-        .concat();
-    let kdig = |rule: &str| -> Result<(String, Duration)> {
-        let kdig = lab.exec("kdig").config(&config).policy(&format!("{rule}\ndefault allow"));
-        let began = Instant::now();
-        let args = ["+edns", "+timeout=8", "+retry=0", "@198.18.0.2", "www.example"];
-        Ok((kdig.args(args).run()?.success()?.stdout().to_owned(), began.elapsed()))
-    };
-    for (lie, tcp, answered) in [
-        (Lie::WrongId, false, true),
-        (Lie::WrongIdAlone, false, false),
-        (Lie::WrongQuestion, false, false),
-        (Lie::Twice, false, true),
-        (Lie::Garbage, false, false),
-        (Lie::Endless, false, false),
-        (Lie::OtherPort, false, false),
-        (Lie::NoEdns, false, true),
-        (Lie::Truncated, true, true),
-        (Lie::Late(Duration::from_secs(6)), false, false),
-        (Lie::Fails, false, false),
-        (Lie::Refuses, false, false),
-    ] {
-        let _server = LyingServer::start(&lab.server, plan::GOOD4, lie, tcp)?;
-        let (seen, took) = kdig("resolve * using liar")?;
-        ensure!(seen.contains(LyingServer::TRUTH) == answered, "{lie:?}:\n{seen}");
-        ensure!(answered || seen.contains("status: SERVFAIL"), "{lie:?}:\n{seen}");
-        ensure!(took < Duration::from_millis(5_800), "{lie:?}: {took:?}");
-    }
-    let _server = LyingServer::start(&lab.server, plan::GOOD4, Lie::None, false)?;
-    let (seen, took) = kdig("resolve * using dead else liar")?;
-    ensure!(seen.contains(LyingServer::TRUTH), "{seen}");
-    ensure!(took < Duration::from_secs(4), "past a dead one: {took:?}");
-    for rule in ["dead", "dead else gone", "dead or gone", "dead and gone"] {
-        let (seen, took) = kdig(&format!("resolve * using {rule}"))?;
-        ensure!(seen.contains("status: SERVFAIL") && seen.contains("EDE: 22"), "{rule}: {seen}");
-        ensure!(took < Duration::from_millis(5_800), "{rule}: {took:?}");
-    }
-    drop(_server);
-    // Nobody listens: the kernel says so.
-    let (seen, took) = kdig("resolve * using liar")?;
-    ensure!(seen.contains("status: SERVFAIL"), "{seen}");
-    ensure!(took < Duration::from_secs(2), "refused: {took:?}");
-    Ok(())
-}
-
-#[test]
-fn an_encrypted_resolver_is_asked_only_with_a_right_certificate() -> Result<()> {
-    require_root!();
-    require_tunneld!();
-    let lab = Lab::new()?;
-    let (ours, stranger) = (Authority::new("ours")?, Authority::new("a stranger")?);
-    let signed = ours.sign(&["dns.corp.example"], Valid::Now)?;
-    let unbound = Unbound::start(&lab.server, plan::GOOD4, Some(&signed))?;
-    let files = Scratch::new()?;
-    let right = files.write("right.pem", &ours.pem())?;
-    let wrong = files.write("wrong.pem", &stranger.pem())?;
-    for server in
-        ["tls://203.0.113.1#dns.corp.example", "https://203.0.113.1/dns-query#dns.corp.example"]
-    {
-        for (ca, trusted) in [(&right, true), (&wrong, false)] {
-            let before = unbound.asked("www.corp.example")?;
-            let config = format!(
-                "[[resolver]]\nname = \"corp\"\nservers = [\"{server}\"]\nca = \"{}\"\n",
-                ca.display()
-            );
-            let kdig = lab.exec("kdig").config(&config);
-            let kdig = kdig.policy("resolve *.corp.example using corp\ndefault allow");
-            let args = ["+timeout=8", "+retry=0", "@198.18.0.2", "www.corp.example"];
-            let seen = kdig.args(args).run()?.success()?.stdout().to_owned();
-            ensure!(seen.contains("10.1.2.3") == trusted, "{server}:\n{seen}");
-            ensure!(trusted || seen.contains("status: SERVFAIL"), "{server}:\n{seen}");
-            let asked = unbound.asked("www.corp.example")? - before;
-            ensure!(asked == usize::from(trusted), "{server}: asked {asked} times");
-        }
-    }
     Ok(())
 }
 
@@ -323,10 +250,9 @@ fn a_search_domain_opens_names_that_nobody_else_is_asked() -> Result<()> {
              printf 'nameserver 203.0.113.129\\n{search}\\n' > /etc/resolv.conf"
         );
         let before = unbound.asked(name)?;
-        let kdig = lab.exec("kdig").prepare(&etc).args(["@198.18.0.2", name]);
-        let seen = kdig.run()?.success()?;
-        ensure!(seen.stdout().contains("203.0.113.1\n") == found, "{search}: {seen:#?}");
-        ensure!(found || seen.stdout().contains("status: REFUSED"), "{search}: {seen:#?}");
+        let (seen, _) = kdig_in(lab.exec("kdig").prepare(&etc), name)?;
+        ensure!(seen.contains("203.0.113.1\n") == found, "{search}: {seen}");
+        ensure!(found || seen.contains("status: REFUSED"), "{search}: {seen}");
         ensure!((unbound.asked(name)? > before) == found, "{search}: {name}");
     }
     Ok(())

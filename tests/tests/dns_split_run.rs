@@ -1,12 +1,16 @@
 //! The split resolver in `run`: the host's own questions, and what changes under them.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::both::{Both, OURS, kdig};
 use tests::endpoints::page::page;
-use tests::endpoints::{TcpServer, Unbound};
+use tests::endpoints::{Dnsmasq, TcpServer, UdpServer, Unbound};
 use tests::lab::daemon::Daemon;
+use tests::lab::exec::built_tunneld;
+use tests::lab::side_by_side::side_by_side;
 use tests::lab::{Lab, plan};
 use tests::{require_root, require_tunneld};
 
@@ -17,27 +21,21 @@ const ZONE: &str = "\
  local-data: \"two.example. 300 A 203.0.113.1\"
  local-data: \"private.example. 300 A 10.9.9.9\"";
 
+/// The network's own data of a name that the company has, too.
+const OTHER_ONE: &str = " local-data: \"one.example. 300 A 203.0.113.129\"";
+
 fn config(more: &str) -> String {
-    format!("[dns]\ntakeover = \"none\"\nupstream = [\"203.0.113.129\"]\n{more}")
+    format!("[dns]\nupstream = [\"203.0.113.129\"]\n{more}")
 }
 
 const CORP: &str = "[[resolver]]\nname = \"corp\"\nservers = [\"203.0.113.1\"]\n";
-
-fn kdig(lab: &Lab, args: &str) -> Result<String> {
-    let base = ["@198.18.0.2", "+timeout=8", "+retry=0", "+edns"];
-    let done = lab.host.command("kdig").args(base).args(args.split(' ')).run()?;
-    Ok(done.stdout)
-}
 
 #[test]
 fn a_reload_changes_rules_and_resolvers_under_the_hosts_questions() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
-    let corp = Unbound::with(&lab.server, plan::GOOD4, None, ZONE)?;
-    let more = " local-data: \"one.example. 300 A 203.0.113.129\"";
-    let upstream = Unbound::with(&lab.server, plan::GOOD4_SECOND, None, more)?;
-    let daemon = Daemon::start(&lab.host, "policy 1\ndefault allow\n", &config(CORP))?;
+    let Both { corp, upstream, lab } = Both::start(ZONE, OTHER_ONE)?;
+    let daemon = Daemon::start(&lab.host, "policy 1\ndefault allow\n", Both::CONFIG)?;
     let seen = kdig(&lab, "one.example")?;
     ensure!(seen.contains("203.0.113.129"), "{seen}");
     ensure!(corp.asked("one.example")? == 0);
@@ -49,7 +47,7 @@ fn a_reload_changes_rules_and_resolvers_under_the_hosts_questions() -> Result<()
     ensure!(seen.contains("203.0.113.1\n"), "{seen}");
     let asked = upstream.asked("one.example")?;
     // A disagreement is told to whoever watches.
-    let watch = lab.host.command(tests::lab::exec::built_tunneld()?);
+    let watch = lab.host.command(built_tunneld()?);
     let watch = watch.args(["--json", "watch", "--socket"]).args([daemon.socket()]).spawn()?;
     std::thread::sleep(Duration::from_millis(300));
     let done =
@@ -104,14 +102,15 @@ fn answers_age_and_outlive_their_server() -> Result<()> {
     Ok(())
 }
 
-/// Every shard has the name before the app has the answer; the name last asked wins.
+/// Every shard has the name before the app has the answer; the name last asked wins. Of
+/// datagrams, that is: a connection is asked itself where two names would differ.
 #[test]
 fn a_flow_right_behind_the_answer_has_its_name_on_any_shard() -> Result<()> {
     require_root!();
     require_tunneld!();
     let lab = Lab::new()?;
     let _upstream = Unbound::with(&lab.server, plan::GOOD4_SECOND, None, ZONE)?;
-    let server = TcpServer::start(&lab.server, 0, page)?;
+    let server = UdpServer::echo(&lab.server, plan::GOOD4, 0)?;
     let rules = "policy 1\nallow port 53\nallow to one.example\ndefault block\n";
     let _daemon = Daemon::start(&lab.host, rules, &config("[device]\nqueues = 2\n"))?;
     let to = SocketAddr::new(plan::GOOD4, server.port());
@@ -129,8 +128,18 @@ fn a_flow_right_behind_the_answer_has_its_name_on_any_shard() -> Result<()> {
             socket.send(&query)?;
             let length = socket.recv(&mut room)?;
             ensure!(length > query.len() && room[..2] == [high, low], "{turn}: {room:?}");
-            let connected = TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_ok();
-            ensure!(connected == (turn % 2 == 0), "turn {turn}: connected: {connected}");
+            // A new port is a new flow, on a shard of its own choice; the kernel might choose one
+            // twice, whose flow would have kept its verdict.
+            let flow = std::net::UdpSocket::bind(("0.0.0.0", 10_000 + turn))?;
+            flow.set_read_timeout(Some(Duration::from_secs(5)))?;
+            flow.connect(to)?;
+            flow.send(b"x")?;
+            let passed = match flow.recv(&mut room) {
+                Ok(_) => true,
+                Err(error) if error.raw_os_error() == Some(libc::EHOSTUNREACH) => false,
+                Err(error) => anyhow::bail!("turn {turn}: {error}"),
+            };
+            ensure!(passed == (turn % 2 == 0), "turn {turn}: passed: {passed}");
         }
         Ok(())
     })
@@ -172,57 +181,182 @@ fn a_thousand_questions_at_once_are_all_answered() -> Result<()> {
     Ok(())
 }
 
-/// A resolver whose server is our own front: the question does not go round for ever.
+/// A resolver whose server is our own front: the question does not go round for ever, over UDP or
+/// over TCP.
 #[test]
 fn a_forwarder_back_to_us_ends() -> Result<()> {
     require_root!();
     require_tunneld!();
+    side_by_side(&["192.0.2.1", "tcp://192.0.2.1"], |upstream| {
+        let lab = Lab::new()?;
+        // In the host's own namespace, forwarding to where we answer.
+        let server = format!("--server={OURS}");
+        let dnsmasq = Dnsmasq::start(&lab.host, plan::HOST4, &[&server])?;
+        let config = format!("[dns]\nupstream = [\"{upstream}\"]\n");
+        let daemon = Daemon::start(&lab.host, "policy 1\ndefault allow\n", &config)?;
+        // Names long and short: by their spelling a loop is seen, or not.
+        for name in ["a.long.name.that.goes.round.example", "r.example"] {
+            for over in ["+notcp", "+tcp"] {
+                let began = Instant::now();
+                let name = format!("{}.{name}", over.trim_start_matches('+'));
+                let seen = kdig(&lab, &format!("{over} {name}"))?;
+                ensure!(seen.contains("status: SERVFAIL"), "{upstream} {over}: {seen}");
+                let took = began.elapsed();
+                ensure!(took < Duration::from_secs(6), "{upstream} {over}: {took:?}");
+                daemon.status()?;
+                let rounds = dnsmasq.log().matches(&format!("forwarded {name} to {OURS}")).count();
+                let log = dnsmasq.log();
+                ensure!((1..10).contains(&rounds), "{upstream} {over}: {rounds} rounds: {log}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Nobody is asked who would ask us.
+#[test]
+fn a_server_that_is_us_is_refused() -> Result<()> {
+    require_root!();
+    require_tunneld!();
     let lab = Lab::new()?;
-    // In the host's own namespace, forwarding to where we answer.
-    let ours: IpAddr = plan::HOST4;
-    let listen = format!("--listen-address={ours}");
-    let dnsmasq = lab.host.command("dnsmasq").args([
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--no-resolv",
-        "--no-hosts",
-        "--bind-interfaces",
-        "--user=root",
-        "--pid-file=",
-        "--log-facility=-",
-        "--log-queries",
-        "--server=198.18.0.2",
-        &listen,
-    ]);
-    let dnsmasq = dnsmasq.spawn()?;
-    let limit = Instant::now() + Duration::from_secs(10);
-    while !dnsmasq.stderr().contains("started") {
-        ensure!(Instant::now() < limit, "dnsmasq: {}", dnsmasq.stderr());
-        std::thread::sleep(Duration::from_millis(5));
+    let with = |servers: &str| format!("[[resolver]]\nname = \"r\"\nservers = [\"{servers}\"]\n");
+    for (config, why) in [
+        (with("198.18.0.2"), Some("in `dns.address`")),
+        (with("tcp://198.18.0.2"), Some("in `dns.address`")),
+        (with("198.18.0.2:5353"), Some("in `dns.address`")),
+        (with("[2001:2:0:756e::2]:53"), Some("in `dns.address`")),
+        (with("tls://198.18.0.2#dns.example"), Some("in `dns.address`")),
+        (
+            format!("[dns]\naddress = [\"192.0.2.77\"]\n{}", with("192.0.2.77")),
+            Some("in `dns.address`"),
+        ),
+        (with("198.18.0.1"), Some("in `device.addresses`")),
+        ("[dns]\nupstream = [\"198.18.0.2\"]\n".to_owned(), Some("in `dns.address`")),
+        (format!("[dns]\ntakeover = \"auto\"\n{}", with("127.0.0.53")), Some("is led to us")),
+        (
+            "[dns]\ntakeover = \"file\"\nupstream = [\"127.0.0.54\"]\n".to_owned(),
+            Some("is led to us"),
+        ),
+        // It is left alone, and asks others.
+        (with("127.0.0.53"), None),
+    ] {
+        let mut daemon = Daemon::new(&lab.host, "policy 1\ndefault allow\n", &config)?;
+        let Some(why) = why else {
+            daemon.run()?;
+            continue;
+        };
+        let done = daemon.program()?.run()?;
+        ensure!(done.code() == 2 && done.stderr.contains(why), "{config}: {done:?}");
+        // Nor does a reload let it in.
+        let text = std::fs::read_to_string(daemon.config())?;
+        let mut daemon = Daemon::start(&lab.host, "policy 1\ndefault allow\n", "")?;
+        daemon.files().write("tunneld.toml", &text)?;
+        let done = daemon.verb(&["reload"])?;
+        ensure!(done.code() != 0 && done.stderr.contains(why), "{config}: {done:?}");
+        ensure!(daemon.stop()?.code() == 0);
     }
-    let config = format!("[dns]\ntakeover = \"none\"\nupstream = [\"{ours}\"]\n");
-    let daemon = Daemon::start(&lab.host, "policy 1\ndefault allow\n", &config)?;
-    let began = Instant::now();
-    let seen = kdig(&lab, "round.example")?;
-    ensure!(seen.contains("status: SERVFAIL"), "{seen}");
-    ensure!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
-    daemon.status()?;
-    let said = dnsmasq.stderr().to_ascii_lowercase();
-    let rounds = said.matches("forwarded round.example to 198.18.0.2").count();
-    ensure!((1..10).contains(&rounds), "{rounds} rounds: {said}");
-    dnsmasq.signal(rustix::process::Signal::TERM)?;
-    dnsmasq.wait()?;
     Ok(())
+}
+
+/// Each address of an `and` is of those who gave it, and one side's verdict is not the other's.
+#[test]
+fn each_side_of_an_and_has_its_own_verdict() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let shared = " local-data: \"one.example. 300 A 192.0.2.2\"";
+    let both = Both::start(&format!("{ZONE}\n{shared}"), &format!("{OTHER_ONE}\n{shared}"))?;
+    let server = TcpServer::start(&both.lab.server, 0, page)?;
+    let rules = |rules: &str| {
+        format!("policy 1\nresolve one.example using corp and upstream\nallow port 53\n{rules}\n")
+    };
+    let daemon = Daemon::start(&both.lab.host, &rules("default block"), Both::CONFIG)?;
+    let seen = kdig(&both.lab, "one.example")?;
+    ensure!(seen.contains("ANSWER: 3;"), "{seen}");
+    for (policy, passes) in [
+        ("block to any resolver corp\ndefault allow", [false, true, false]),
+        ("block to any resolver upstream\ndefault allow", [true, false, false]),
+        ("allow to any resolver corp\ndefault block", [true, false, true]),
+        ("allow to any resolver upstream\ndefault block", [false, true, true]),
+    ] {
+        let done = daemon.reload(&rules(policy))?;
+        ensure!(done.code() == 0, "{done:?}");
+        for (address, passes) in ["203.0.113.1", "203.0.113.129", "192.0.2.2"].iter().zip(passes) {
+            let to = SocketAddr::new(address.parse()?, server.port());
+            let connected = both
+                .lab
+                .host
+                .run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)).is_ok());
+            ensure!(connected == passes, "{policy}: {address}: {connected}");
+        }
+    }
+    Ok(())
+}
+
+/// `dns.intercept`: whoever is asked at port 53, we answer; or they do, and are judged.
+#[test]
+fn every_port_53_is_ours_or_nobodys() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    // Of an address with a server, of one that is silent, and of one that no way leads to.
+    let [server, silent, unrouted] = ["203.0.113.129", "203.0.113.20", "198.51.100.77"];
+    let theirs = "203.0.113.129\n";
+    // dns.intercept, the policy's verdict, who is asked, what is in the answer, and the report of it.
+    let cases = [
+        ("all", "allow", server, "203.0.113.1\n", "dns", "allow"),
+        ("all", "allow", silent, "203.0.113.1\n", "dns", "allow"),
+        ("all", "allow", unrouted, "203.0.113.1\n", "dns", "allow"),
+        ("all", "block", server, "", "dns", "block"),
+        ("none", "allow", server, theirs, "direct", "allow"),
+        ("none", "allow", unrouted, "", "direct", "none"),
+        ("none", "block", server, "", "direct", "block"),
+    ];
+    side_by_side(&cases, |&(intercept, rule, at, want, via, verdict)| {
+        let both = Both::start(ZONE, OTHER_ONE)?;
+        let config =
+            Both::CONFIG.replace("[dns]\n", &format!("[dns]\nintercept = \"{intercept}\"\n"));
+        let policy = format!(
+            "policy 1\nresolve one.example using corp\n{rule} to {at} port 53\ndefault allow\n"
+        );
+        let daemon = Daemon::start(&both.lab.host, &policy, &config)?;
+        let watch = both.lab.host.command(built_tunneld()?);
+        let watch = watch.args(["--json", "watch", "--socket"]).args([daemon.socket()]).spawn()?;
+        std::thread::sleep(Duration::from_millis(200));
+        for (over, protocol) in [("+notcp", "udp"), ("+tcp", "tcp")] {
+            let case = format!("{intercept}, {rule}, {at} {over}");
+            let before = both.asked("one.example")?;
+            let seen = kdig(&both.lab, &format!("+timeout=2 {over} @{at} one.example"))?;
+            ensure!(seen.contains(want), "{case}: {seen}");
+            ensure!(!want.is_empty() || !seen.contains("203.0.113.1"), "{case}: {seen}");
+            let now = both.asked("one.example")?;
+            let asked = [now[0] - before[0], now[1] - before[1]];
+            // The second time our cache knows it.
+            let ours = usize::from(via == "dns" && !want.is_empty() && over == "+notcp");
+            ensure!(asked == [ours, usize::from(want == theirs)], "{case}: {asked:?}");
+            let is_it = |flow: &Value| {
+                flow["destination"] == format!("{at}:53")
+                    && flow["protocol"] == protocol
+                    && flow["verdict"] == verdict
+                    && flow["via"] == via
+            };
+            let limit = Instant::now() + Duration::from_secs(5);
+            let report = || -> Vec<Value> {
+                let lines = watch.stdout();
+                lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+            };
+            while !report().iter().any(is_it) {
+                ensure!(Instant::now() < limit, "{case}: {:#?}", report());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        Ok(())
+    })
 }
 
 #[test]
 fn resolvers_come_and_go_with_a_reload() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
-    let corp = Unbound::with(&lab.server, plan::GOOD4, None, ZONE)?;
-    let more = " local-data: \"one.example. 300 A 203.0.113.129\"";
-    let other = Unbound::with(&lab.server, plan::GOOD4_SECOND, None, more)?;
+    let Both { corp, upstream: other, lab } = Both::start(ZONE, OTHER_ONE)?;
     let with = "policy 1\nresolve one.example using corp\ndefault allow\n";
     let without = "policy 1\ndefault allow\n";
     let daemon = Daemon::start(&lab.host, without, &config(""))?;

@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +14,7 @@ use dns::tls::{CertificateFault, Trust};
 use dns::upstream::{Failure, Fault, LONGEST, Pool, Reply, Settings};
 use hickory_proto::op::{Edns, Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
+use tests::endpoints::dns_trust::{picks_by_name, wants_certificates};
 use tests::endpoints::{Authority, DoqServer, Lie, LyingServer, Unbound, Valid};
 use tests::lab::scratch::Scratch;
 use tests::lab::{Lab, Netns, plan};
@@ -128,6 +130,37 @@ fn every_transport_gives_the_whole_answer() -> Result<()> {
     Ok(())
 }
 
+/// Several servers behind one address are told apart by the name that is asked for.
+#[test]
+fn a_server_with_a_name_is_asked_for_by_it() -> Result<()> {
+    require_root!();
+    let lab = Lab::new()?;
+    let ca = Authority::new("ours")?;
+    let [ours, theirs] = ["dns.corp.example", "other.example"].map(|name| {
+        let signed = ca.sign(&[name, "203.0.113.1"], Valid::Now)?;
+        anyhow::Ok((name, signed))
+    });
+    let (ours, theirs) = (ours?, theirs?);
+    let _front = picks_by_name(&lab.server, &[(ours.0, &ours.1), (theirs.0, &theirs.1)])?;
+    let files = Scratch::new()?;
+    let trust = Trust { ca: Some(files.write("ca.pem", &ca.pem())?), identity: None };
+    for (server, answers) in [
+        ("tls://203.0.113.1#dns.corp.example", true),
+        ("tls://203.0.113.1#other.example", true),
+        ("tls://203.0.113.1#third.example", false),
+        // An address is no name to ask for (RFC 6066 section 3).
+        ("tls://203.0.113.1", false),
+    ] {
+        inside(&lab.host, async || {
+            let pool = pool(&[server.to_owned()], trust.clone())?;
+            let answer = ask(&pool, "www.example.").await;
+            ensure!(answer.is_ok() == answers, "{server}: {answer:?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn a_certificate_at_fault_sees_no_query_and_is_named() -> Result<()> {
     require_root!();
@@ -188,38 +221,22 @@ fn a_server_that_asks_who_we_are_gets_our_certificate() -> Result<()> {
     let files = Scratch::new()?;
     let roots = files.write("ca.pem", &ca.pem())?;
     let unbound = Unbound::start(&lab.server, plan::GOOD4, None)?;
-    let (certificate, key) = ca.sign(&["dns.corp.example"], Valid::Now)?.write(&files, "server")?;
-    let ours = ca.sign(&["client"], Valid::Now)?;
-    let identity = files.write("client.pem", &format!("{}{}", ours.certificate, ours.key))?;
+    let identity = ca.sign(&["client"], Valid::Now)?.whole();
+    let identity = files.write("client.pem", &identity)?;
     let mode = |mode| {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
         std::fs::set_permissions(&identity, mode)
     };
-    let _tls = lab
-        .server
-        .command("socat")
-        .args([
-            format!(
-                "OPENSSL-LISTEN:853,bind=203.0.113.1,cert={certificate},key={key},cafile={},verify=1,fork,reuseaddr",
-                roots.display()
-            ),
-            "TCP:203.0.113.1:53".to_owned(),
-        ])
-        .spawn()?;
+    let signed = ca.sign(&["dns.corp.example"], Valid::Now)?;
+    let at = |port| SocketAddr::new(plan::GOOD4, port);
+    let _tls = wants_certificates(&lab.server, at(853), at(53), &signed, &ca)?;
     let server = "tls://203.0.113.1#dns.corp.example".to_owned();
     inside(&lab.host, async || {
-        let deadline = Instant::now() + Duration::from_secs(10);
         let with = Trust { ca: Some(roots.clone()), identity: Some(identity.clone()) };
         mode(0o600)?;
         let with = pool(std::slice::from_ref(&server), with)?;
-        loop {
-            match ask(&with, "www.corp.example.").await {
-                Ok(reply) => break ensure!(reply.transport == Transport::Tls, "{reply:?}"),
-                // socat has no line that says it listens.
-                Err(failure) if Instant::now() > deadline => Err(failure)?,
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            }
-        }
+        let reply = ask(&with, "www.corp.example.").await?;
+        ensure!(reply.transport == Transport::Tls, "{reply:?}");
         let without = Trust { ca: Some(roots.clone()), identity: None };
         let without = pool(std::slice::from_ref(&server), without)?;
         let failure = ask(&without, "none.corp.example.").await.expect_err("not wanted");
@@ -618,15 +635,21 @@ fn a_resolver_asks_through_its_way_out() -> Result<()> {
     ensure!(unbound.asked("www.corp.example")? == 2, "{:?}", unbound.log()?);
     // Bound to a device, whatever routing says: behind the second link nobody has this address.
     inside(&lab.host, async || {
-        let direct = Arc::new(Direct::new(Some(0x7400_0000)));
+        let index = |name: &str| -> Result<u32> {
+            let told = lab.host.output("ip", &["-o", "link", "show", "dev", name])?;
+            Ok(told.split(':').next().unwrap_or_default().parse()?)
+        };
+        let (up0, uplink) = (index("up0")?, Arc::new(AtomicU32::new(index("up1")?)));
+        let now = Arc::clone(&uplink);
+        let of = Box::new(move |_: &Target| Some(now.load(Ordering::Relaxed)));
+        let direct = Arc::new(Direct::new(Some(0x7400_0000)).bound(of));
         let settings = Settings { servers: vec!["192.0.2.2".parse()?], trust: Trust::default() };
-        direct.set_device(Some("up1"));
-        let pool = Pool::new(settings, Arc::clone(&direct) as _)?;
+        let pool = Pool::new(settings, direct)?;
         let limit = Duration::from_millis(300);
         let failure = pool.ask(&query("www.corp.example.", RecordType::A), limit).await;
         ensure!(failure.is_err(), "{failure:?}");
         let _near = Unbound::start(&lab.server, plan::NEAR4, None)?;
-        direct.set_device(Some("up0"));
+        uplink.store(up0, Ordering::Relaxed);
         pool.reset();
         ask(&pool, "www.corp.example.").await?;
         Ok(())

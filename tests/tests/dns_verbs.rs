@@ -54,20 +54,36 @@ fn resolvers_are_asked_side_by_side() -> Result<()> {
     let query = |more: &[&str]| daemon.json(&[&["dns", "query", NAME], more].concat());
 
     // What an app gets is the plan's, and then the cache's.
+    let place = format!("{}:853", plan::GOOD4);
     for from in ["servers", "cache"] {
         let told = query(&[])?;
         let [plan, answer] = &told[..] else { anyhow::bail!("{told:?}") };
         ensure!(plan["resolvers"] == json!(["corp"]) && plan["rule"] == "test.policy:2", "{plan}");
         ensure!(data(answer) == ["10.1.2.9"] && answer["from"] == from, "{answer}");
+        let by = &answer["answered_by"][0];
+        let (server, transport) = match from {
+            "servers" => (json!(place), json!("tls")),
+            _ => (Value::Null, Value::Null),
+        };
+        ensure!(answer["server"] == server && answer["transport"] == transport, "{answer}");
+        ensure!(by["server"] == server && by["transport"] == transport, "{answer}");
+        ensure!(by.is_null() || by["resolver"] == "corp", "{answer}");
+        let took = |object: &Value| object["took_us"].as_u64().unwrap_or_default();
+        ensure!(by.is_null() || (1..=took(answer)).contains(&took(by)), "{answer}");
     }
-    ensure!((corp.asked(NAME)?, network.asked(NAME)?) == (1, 0), "the plan names corp alone");
+    ensure!(daemon.json(&["dns", "flush"])?[0]["count"] == 1);
+    for want in [&*format!("server   {place} tls"), "server   none: from the cache"] {
+        let done = daemon.verb(&["dns", "query", NAME])?;
+        ensure!(done.stdout.contains(want), "{want}: {done:?}");
+    }
+    ensure!((corp.asked(NAME)?, network.asked(NAME)?) == (2, 0), "the plan names corp alone");
 
     let told = query(&["--using", "corp", "--using", "upstream"])?;
     let [_, first, second] = &told[..] else { anyhow::bail!("{told:?}") };
     ensure!(data(first) == ["10.1.2.9"] && first["transport"] == "tls", "{first}");
     ensure!(data(second) == ["203.0.113.9"] && second["transport"] == "udp", "{second}");
-    ensure!(first["server"] == format!("{}:853", plan::GOOD4), "{first}");
-    ensure!((corp.asked(NAME)?, network.asked(NAME)?) == (2, 1), "each once");
+    ensure!(first["server"] == place && first["answered_by"][0]["server"] == place, "{first}");
+    ensure!((corp.asked(NAME)?, network.asked(NAME)?) == (3, 1), "each once");
 
     let done = daemon.verb(&["dns", "query", NAME, "--using", "corp", "--using", "upstream"])?;
     ensure!(done.code() == 0, "{done:?}");
@@ -93,6 +109,15 @@ fn resolvers_are_asked_side_by_side() -> Result<()> {
     ensure!(query(&[])?[1]["from"] == "cache");
     ensure!(daemon.json(&["dns", "flush", "--using", "corp"])?[0]["count"] == 1);
     ensure!(query(&[])?[1]["from"] == "servers");
+
+    // Of an answer that several made, each.
+    let done = daemon.reload(&policy.replace("using corp", "using corp and upstream"))?;
+    ensure!(done.code() == 0, "{done:?}");
+    let told = query(&[])?;
+    ensure!(told[1]["server"].is_null() && told[1]["from"] == "servers", "{told:?}");
+    let by = told[1]["answered_by"].as_array().context("who")?;
+    let by: Vec<_> = by.iter().map(|by| (&by["resolver"], &by["transport"])).collect();
+    ensure!(by == [(&json!("corp"), &json!("tls")), (&json!("upstream"), &json!("udp"))], "{by:?}");
 
     let told = daemon.json(&["explain", "udp", "any", "198.18.0.2:53"])?;
     ensure!(told[0]["via"] == "dns" && told[0]["egress"].is_null(), "{told:?}");

@@ -43,6 +43,19 @@ fn curl_prints_a_page() -> Result<()> {
 }
 
 #[test]
+fn the_host_s_own_addresses_are_reached() -> Result<()> {
+    require_root!();
+    let lab = Lab::new()?;
+    let server = TcpServer::start(&lab.host, 0, page)?;
+    for address in [plan::HOST4, plan::HOST6] {
+        let curl = lab.exec("curl").args(CURL).arg(url(address, server.port()));
+        let seen = curl.run()?.success()?;
+        ensure!(seen.stdout() == PAGE, "{address}: {seen:#?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn the_exit_code_is_the_programs() -> Result<()> {
     require_root!();
     let lab = Lab::new()?;

@@ -10,8 +10,11 @@ use anyhow::{Context, Result, ensure};
 use tests::endpoints::TcpServer;
 use tests::endpoints::page::{PAGE, page};
 use tests::lab::capture::Capture;
+use tests::lab::command::Program;
 use tests::lab::daemon::Daemon;
-use tests::lab::{Lab, Netns, host_state, plan, track_connections};
+use tests::lab::exec::built_tunneld;
+use tests::lab::scratch::Scratch;
+use tests::lab::{Lab, Netns, Tun, Who, host_state, plan, track_connections};
 use tests::{require_root, require_tunneld};
 
 const ALLOW: &str = "policy 1\ndefault allow\n";
@@ -256,6 +259,8 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
             ensure!(before == after, "after cleanup:\n{}", difference(&before, &after));
         }
     }
+    daemon.run()?;
+    daemon.kill()?;
     let began = Instant::now();
     daemon.run()?;
     ensure!(began.elapsed() < Duration::from_secs(1), "a restart took {:?}", began.elapsed());
@@ -265,6 +270,78 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
     let after = host_state::read(&lab.host)?;
     ensure!(before == after, "left behind:\n{}", difference(&before, &after));
     Ok(())
+}
+
+/// Others restart their firewall or network manager, or take a device down: within a moment all is
+/// as it was.
+#[test]
+fn what_others_remove_is_made_again() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = lab()?;
+    let server = TcpServer::start(&lab.server, 0, page)?;
+    let before = host_state::read(&lab.host)?;
+    let mut old = Login::open(&lab)?;
+    let policy =
+        format!("policy 1\nblock to {}\nblock to {}\ndefault allow\n", plan::GOOD4, plan::GOOD6);
+    let mut daemon = Daemon::start(&lab.host, &policy, "")?;
+    let mut ours = host_state::read(&lab.host)?;
+    let blocked = [plan::GOOD4, plan::GOOD6].map(|to| SocketAddr::new(to, server.port()));
+    #[rustfmt::skip]
+    let cases = [
+        ("the rules", "ip rule flush; ip rule add pref 32766 lookup main; \
+            ip rule add pref 32767 lookup default; \
+            ip -6 rule flush; ip -6 rule add pref 32766 lookup main"),
+        ("the routes", "ip route flush table 29806; ip -6 route flush table 29806"),
+        ("down and up", "ip link set tunneld0 down; ip link set tunneld0 up"),
+        ("down", "ip link set tunneld0 down"),
+        ("the addresses", "ip address flush dev tunneld0"),
+        ("nftables", "nft flush ruleset"),
+    ];
+    let mut said = String::new();
+    for (turn, (name, lines)) in cases.into_iter().enumerate() {
+        if turn == 3 {
+            // What is removed more than five times a minute is called contested.
+            said += &daemon.stop()?.stderr;
+            daemon.run()?;
+            ours = host_state::read(&lab.host)?;
+        }
+        lab.host.output("sh", &["-ec", lines])?;
+        if TRACKED && lines.starts_with("nft") {
+            track_connections(&lab.host)?;
+        }
+        let began = Instant::now();
+        while sorted(&host_state::read(&lab.host)?) != sorted(&ours) {
+            let now = host_state::read(&lab.host)?;
+            let late = began.elapsed() > Duration::from_secs(5);
+            ensure!(!late, "{name}:\n{}", difference(&ours, &now));
+        }
+        for to in blocked {
+            let refused = curl(&lab.host, to)?;
+            ensure!(refused.code() == 7, "{name}, {to}: {refused:?}");
+        }
+        let allowed = curl(&lab.host, SocketAddr::new(plan::GOOD4_SECOND, server.port()))?;
+        ensure!(allowed.stdout == PAGE, "{name}: {allowed:?}");
+        old.types(name)?;
+        Login::open(&lab).context(name)?.close()?;
+        ping(&lab.server, plan::HOST4).context(name)?;
+        ping(&lab.server, plan::HOST6).context(name)?;
+    }
+    old.close()?;
+    let left = daemon.stop()?;
+    said += &left.stderr;
+    let complains = ["host-unrestored", "removal-contested"].map(|code| said.contains(code));
+    ensure!(left.code() == 0 && complains == [false; 2], "{said}");
+    let after = host_state::read(&lab.host)?;
+    ensure!(before == after, "left behind:\n{}", difference(&before, &after));
+    Ok(())
+}
+
+/// The order of rules of one priority, and of tables, is nobody's business.
+fn sorted(state: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = state.lines().collect();
+    lines.sort_unstable();
+    lines
 }
 
 /// A service manager may change its mind while the daemon starts.
@@ -326,6 +403,65 @@ fn what_hinders_a_start_is_one_line_and_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn without_root_or_the_device_it_says_so_and_changes_nothing() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = lab()?;
+    let daemon = Daemon::new(&lab.host, ALLOW, "")?;
+    let before = host_state::read(&lab.host)?;
+    let built = built_tunneld()?;
+    let nobody = lab
+        .host
+        .command(Program::staged(Who::Nobody, &built))
+        .who(Who::Nobody)
+        .stage(&built)
+        .args(["run", "--config"])
+        .args([daemon.config()])
+        .run()?;
+    let missing = daemon.program()?.tun(Tun::Missing).run()?;
+    for (refused, why, help) in
+        [(nobody, "root", "tunneld exec"), (missing, "/dev/net/tun does not exist", "modprobe tun")]
+    {
+        let lines: Vec<&str> = refused.stderr.lines().collect();
+        ensure!(refused.code() == 5 && lines.len() == 2, "{refused:?}");
+        ensure!(lines[0].starts_with("error: ") && lines[0].contains(why), "{refused:?}");
+        ensure!(lines[1].starts_with("help: ") && lines[1].contains(help), "{refused:?}");
+        let after = host_state::read(&lab.host)?;
+        ensure!(before == after, "{why}:\n{}", difference(&before, &after));
+    }
+    Ok(())
+}
+
+/// A namespace that is gone has taken all that the journal names with it.
+#[test]
+fn what_was_left_in_a_namespace_that_is_gone_hinders_nobody() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = lab()?;
+    let mut daemon = Daemon::start(&lab.host, ALLOW, "")?;
+    daemon.kill()?;
+    let files = Scratch::new()?;
+    let journal = files.write("run/journal", "")?;
+    std::fs::copy(daemon.files().join("run/journal"), &journal)?;
+    let elsewhere = Netns::new("another")?;
+    let clean_up = || {
+        let program = elsewhere.command(built_tunneld()?).args(["cleanup", "--socket"]);
+        program.args([files.join("run/control.sock")]).run()
+    };
+    let refused = clean_up()?;
+    ensure!(refused.code() == 5 && refused.stderr.contains("namespace"), "{refused:?}");
+    ensure!(journal.exists());
+    // Nothing else holds it.
+    drop((daemon, lab));
+    let began = Instant::now();
+    while clean_up()?.code() != 0 {
+        ensure!(began.elapsed() < Duration::from_secs(10), "{:?}", clean_up()?);
+    }
+    ensure!(!journal.exists() && files.join("run/journal.gone").exists());
+    Ok(())
+}
+
 /// What a dead daemon left is undone by a start that is refused for its policy, and by no
 /// cleanup of another host's.
 #[test]
@@ -338,7 +474,7 @@ fn what_a_dead_daemon_left_is_found_by_who_can_undo_it() -> Result<()> {
     daemon.kill()?;
     let elsewhere = lab
         .server
-        .command(tests::lab::exec::built_tunneld()?)
+        .command(built_tunneld()?)
         .args(["cleanup", "--socket"])
         .args([daemon.socket()])
         .run()?;

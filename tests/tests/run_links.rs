@@ -208,6 +208,19 @@ fn complaints(left: &Finished) -> usize {
     codes.iter().map(|code| left.stderr.matches(code).count()).sum()
 }
 
+fn ends_quietly(daemon: &mut Daemon) -> Result<()> {
+    let left = daemon.stop()?;
+    ensure!(left.code() == 0 && complaints(&left) == 0, "{left:?}");
+    Ok(())
+}
+
+/// Whether the host is as it was.
+fn is_put_back(host: &Netns, before: &str) -> Result<()> {
+    let after = host_state::read(host)?;
+    ensure!(before == after, "{before}\n{after}");
+    Ok(())
+}
+
 fn rules(host: &Netns) -> Result<String> {
     Ok(host.output("ip", &["-4", "rule"])? + &host.output("ip", &["-6", "rule"])?)
 }
@@ -264,13 +277,11 @@ fn a_link_that_comes_later_is_reached_from_outside_and_put_back() -> Result<()> 
         let error = bound(&lab.host, "lan0", far).err().context("nobody listens")?;
         ensure!(error.raw_os_error() == Some(libc::ECONNREFUSED), "{error}");
 
-        let left = daemon.stop()?;
-        ensure!(left.code() == 0 && complaints(&left) == 0, "{left:?}");
+        ends_quietly(&mut daemon)?;
         ensure!(reverse_path(&lab.host, "lan0")? == "1");
         ensure!(reverse_path(&lab.host, "late1")? == rp_filter);
         lab.host.ip("link del lan0\nlink del late1\n")?;
-        let after = host_state::read(&lab.host)?;
-        ensure!(before == after, "rp_filter {rp_filter}:\n{before}\n{after}");
+        is_put_back(&lab.host, &before).with_context(|| format!("rp_filter {rp_filter}"))?;
     }
     Ok(())
 }
@@ -304,8 +315,7 @@ fn killed_it_leaves_late_links_to_the_next_start() -> Result<()> {
             ensure!(is == value, "round {round}: {device} has {is}");
         }
         lab.host.ip("link del late0\nlink del late1\nlink del late2\n")?;
-        let after = host_state::read(&lab.host)?;
-        ensure!(before == after, "round {round}:\n{before}\n{after}");
+        is_put_back(&lab.host, &before).with_context(|| format!("round {round}"))?;
         daemon.run()?;
     }
     daemon.stop()?;
@@ -334,11 +344,88 @@ fn many_links_come_and_go() -> Result<()> {
         soon("none is left", || Ok(!rules(&lab.host)?.contains(" oif c")))?;
         soon("the journal forgets them", || Ok(std::fs::metadata(&journal)?.len() == length))?;
     }
-    let left = daemon.stop()?;
-    ensure!(left.code() == 0 && complaints(&left) == 0, "{left:?}");
-    let after = host_state::read(&lab.host)?;
-    ensure!(before == after, "{before}\n{after}");
-    Ok(())
+    ends_quietly(&mut daemon)?;
+    is_put_back(&lab.host, &before)
+}
+
+/// A device that is lent to another network namespace and comes back has what `default` says, and
+/// its old index. It is no device that was there all the time.
+#[test]
+fn a_link_that_was_lent_is_put_back() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    set_reverse_path(&lab.host, "default", "2")?;
+    let before = host_state::read(&lab.host)?;
+    link(&lab.host, "lent0", &lab.server, "lender0", plan::MTU)?;
+    let index = || -> Result<String> {
+        let shown = lab.host.output("ip", &["-o", "link", "show", "lent0"])?;
+        Ok(shown.split(':').next().unwrap_or_default().to_owned())
+    };
+    let was = index()?;
+    let mut daemon = Daemon::start(&lab.host, BLOCK, "")?;
+    let elsewhere = Netns::new("elsewhere")?;
+    for _ in 0..2 {
+        ensure!(reverse_path(&lab.host, "lent0")? == "0");
+        lab.host.ip(&format!("link set lent0 netns {}\n", elsewhere.path()))?;
+        soon("no rule of lent0", || Ok(!rules(&lab.host)?.contains("oif lent0")))?;
+        elsewhere.ip(&format!("link set lent0 netns {}\n", lab.host.path()))?;
+        soon("rules of lent0", || Ok(rules(&lab.host)?.matches("oif lent0").count() == 2))?;
+    }
+    ensure!(index()? == was, "this test shows nothing");
+    // Within one look. What was there at the start, and is seen to be there still, is another.
+    daemon.stop()?;
+    set_reverse_path(&lab.host, "lent0", "0")?;
+    daemon.run()?;
+    daemon.running()?.signal(Signal::STOP)?;
+    lab.host.ip(&format!("link set lent0 netns {}\n", elsewhere.path()))?;
+    elsewhere.ip(&format!("link set lent0 netns {}\n", lab.host.path()))?;
+    ensure!(index()? == was && reverse_path(&lab.host, "lent0")? == "0");
+    daemon.running()?.signal(Signal::CONT)?;
+    daemon.status()?;
+    thread::sleep(Duration::from_millis(500));
+    ends_quietly(&mut daemon)?;
+    let is = reverse_path(&lab.host, "lent0")?;
+    ensure!(is == "2", "lent0 has {is}");
+    lab.host.ip("link del lent0\n")?;
+    is_put_back(&lab.host, &before)
+}
+
+/// The kernel tells nobody that they were set: they are looked at with whatever it tells, and every
+/// minute.
+#[test]
+fn settings_that_nobody_tells_of_are_put_right() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    const SETTINGS: [&str; 4] = [
+        "net/ipv4/conf/all/src_valid_mark",
+        "net/ipv4/tcp_fwmark_accept",
+        "net/ipv4/fwmark_reflect",
+        "net/ipv6/fwmark_reflect",
+    ];
+    let lab = Lab::new()?;
+    let before = host_state::read(&lab.host)?;
+    let mut daemon = Daemon::start(&lab.host, BLOCK, "")?;
+    let value = |key: &str| -> Result<String> {
+        let path = format!("/proc/sys/{key}");
+        let value =
+            lab.host.run(|| std::fs::read_to_string(&path)).with_context(|| path.clone())?;
+        Ok(value.trim().to_owned())
+    };
+    for round in 0..3 {
+        for key in SETTINGS {
+            ensure!(value(key)? == "1", "{key}");
+            lab.host.sysctl(key, "0")?;
+        }
+        lab.host.ip("link add late0 type bridge\n")?;
+        for key in SETTINGS {
+            soon(key, || Ok(value(key)? == "1")).with_context(|| format!("round {round}"))?;
+        }
+        lab.host.ip("link del late0\n")?;
+    }
+    reached_from_outside(&lab, &["192.0.2.1", "2001:db8:1::1"]).context("and has them")?;
+    ends_quietly(&mut daemon)?;
+    is_put_back(&lab.host, &before)
 }
 
 #[test]
@@ -358,12 +445,9 @@ fn without_ipv6_links_are_followed_too() -> Result<()> {
     lab.server.ip("address add 172.30.1.2/24 dev later0\n")?;
     soon("a rule", || Ok(rules(&lab.host)?.contains("oif late0")))?;
     reached_from_outside(&lab, &["172.30.1.1"])?;
-    let left = daemon.stop()?;
-    ensure!(left.code() == 0 && complaints(&left) == 0, "{left:?}");
+    ends_quietly(&mut daemon)?;
     lab.host.ip("link del late0\n")?;
-    let after = host_state::read(&lab.host)?;
-    ensure!(before == after, "{before}\n{after}");
-    Ok(())
+    is_put_back(&lab.host, &before)
 }
 
 /// Something that sets `rp_filter` all the time wins, and is named once.

@@ -11,12 +11,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::endpoints::{TcpServer, UdpServer, tcp};
 use tests::lab::daemon::{Daemon, ask};
-use tests::lab::{Lab, plan};
+use tests::lab::{Lab, Running, plan};
 use tests::{require_root, require_tunneld};
 
 /// Flows of each kind; the last tenth is what the reloads are about.
 const FLOWS: usize = 1_000;
 const RELOADS: usize = 50;
+
+/// Within which all newly blocked flows are cut.
+const CUT: Duration = Duration::from_millis(100);
+/// Within which 99 of 100 are told the daemon's status.
+const STATUS: Duration = Duration::from_millis(20);
+
+/// What is promised is promised of an optimised build: `ci` is one.
+fn promised(time: Duration) -> Duration {
+    let unoptimised = tests::lab::exec::tunneld().components().any(|c| c.as_os_str() == "debug");
+    time * if unoptimised { 8 } else { 1 }
+}
 
 /// 1,000 TCP and 1,000 UDP flows live, half of the reloads change nothing for them, the others
 /// block what one more port carries: nobody else is cut, nobody waits 200 ms.
@@ -28,13 +39,15 @@ fn heavy_fifty_reloads_touch_only_what_they_change() -> Result<()> {
     let kept = TcpServer::start(&lab.server, 0, tcp::echo)?;
     let udp = UdpServer::echo(&lab.server, plan::GOOD4, 0)?;
     let doomed = TcpServer::start(&lab.server, 0, tcp::echo)?;
+    let doomed_udp = UdpServer::echo(&lab.server, plan::GOOD4, 0)?;
     let policy = |number: usize, blocked: bool| {
         let verb = if blocked { "block" } else { "allow" };
         format!(
-            "policy 1\n{verb} tcp to {} port {} id doomed\nallow udp id r{number}\n\
+            "policy 1\n{verb} to {} port {}, {} id doomed\nallow udp id r{number}\n\
              allow id s{number}\ndefault block\n",
             plan::GOOD4,
-            doomed.port()
+            doomed.port(),
+            doomed_udp.port()
         )
     };
     let daemon = Daemon::start(&lab.host, &policy(0, false), "")?;
@@ -72,18 +85,42 @@ fn heavy_fifty_reloads_touch_only_what_they_change() -> Result<()> {
         })
     };
 
+    let watch = watch(&lab, &daemon)?;
+    // Flows that open all the time, whatever is in force.
+    let opener = {
+        let (stop, host) = (Arc::clone(&stop), lab.host.clone());
+        let to = SocketAddr::new(plan::GOOD4, doomed.port());
+        thread::spawn(move || {
+            let mut opened = 0;
+            while !stop.load(Ordering::Acquire) {
+                opened += usize::from(host.run(|| TcpStream::connect(to)).is_ok());
+                thread::sleep(Duration::from_millis(3));
+            }
+            opened
+        })
+    };
+
     let mut cuts = Vec::new();
     for number in 1..=RELOADS {
         let blocked = number % 2 == 0;
-        let mut victims = Vec::new();
+        let (mut victims, mut deaf) = (Vec::new(), Vec::new());
         if blocked {
             for _ in 0..10 {
                 victims.push(connect(&lab, SocketAddr::new(plan::GOOD4, doomed.port()))?);
+                let socket = lab.host.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+                socket.connect((plan::GOOD4, doomed_udp.port()))?;
+                socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+                socket.send(b"u")?;
+                socket.recv(&mut [0; 8])?;
+                deaf.push(socket);
             }
         }
         let began = Instant::now();
-        let done = daemon.reload(&policy(number, blocked))?;
-        ensure!(done.code() == 0, "reload {number}: {done:?}");
+        daemon.reload_at_once(&policy(number, blocked))?;
+        for socket in &deaf {
+            let error = socket.recv(&mut [0; 8]).err().context("a cut flow says so")?;
+            ensure!(error.raw_os_error() == Some(libc::EHOSTUNREACH), "{error}");
+        }
         for victim in &mut victims {
             let error = victim.read(&mut [0]).err().context("a cut flow ends with an error")?;
             ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "{error}");
@@ -101,11 +138,50 @@ fn heavy_fifty_reloads_touch_only_what_they_change() -> Result<()> {
     ensure!(rounds > 0, "the flows never spoke");
     let slowest = Duration::from_micros(slowest.load(Ordering::Acquire));
     ensure!(slowest < Duration::from_millis(200), "a flow stalled for {slowest:?}");
-    // The verb's own start is in it: a process on a busy machine.
     let worst = cuts.iter().max().context("reloads that cut")?;
-    ensure!(*worst < Duration::from_millis(500), "cut after {worst:?}");
+    ensure!(*worst < promised(CUT), "cut after {worst:?}");
+    let opened = opener.join().map_err(|_| anyhow::anyhow!("the opener panicked"))?;
+    ensure!(opened > 0, "no flow was opened meanwhile");
+    judged_by_its_generation(watch, doomed.port())?;
     let status = daemon.json(&["status"])?;
     ensure!(status[0]["generation"].as_u64() == Some(RELOADS as u64 + 1), "{status:?}");
+    Ok(())
+}
+
+/// `watch`, which hears of all from now on.
+fn watch(lab: &Lab, daemon: &Daemon) -> Result<Running> {
+    let watch = lab
+        .host
+        .command(tests::lab::exec::built_tunneld()?)
+        .args(["--json", "watch", "--socket"])
+        .args([daemon.socket()])
+        .limit(Duration::from_secs(200))
+        .spawn()?;
+    thread::sleep(Duration::from_millis(300));
+    Ok(watch)
+}
+
+/// What `watch` has told of flows to a port that every other generation blocks: each was judged as
+/// its generation says.
+fn judged_by_its_generation(watch: Running, port: u16) -> Result<()> {
+    thread::sleep(Duration::from_secs(1));
+    watch.signal(rustix::process::Signal::TERM)?;
+    let (mut allowed, mut blocked) = (0, 0);
+    for line in watch.wait()?.stdout.lines() {
+        let flow: serde_json::Value = serde_json::from_str(line)?;
+        ensure!(flow["event"] != "lost", "events were lost");
+        let to = flow["destination"].as_str().unwrap_or_default();
+        if flow["protocol"] != "tcp" || !to.ends_with(&format!(":{port}")) {
+            continue;
+        }
+        // Generation 1 is policy 0; cut by a later one, it is told by that.
+        let generation = flow["generation"].as_u64().context("a generation")?;
+        let blocks = generation > 1 && generation % 2 == 1;
+        let verdict = if blocks { "block" } else { "allow" };
+        ensure!(flow["verdict"] == verdict && flow["rule"] == "doomed", "{line}");
+        *(if blocks { &mut blocked } else { &mut allowed }) += 1;
+    }
+    ensure!(allowed > 0 && blocked > 0, "{allowed} allowed, {blocked} blocked");
     Ok(())
 }
 
@@ -203,6 +279,28 @@ fn a_bad_policy_leaves_everything_as_it_was() -> Result<()> {
     Ok(())
 }
 
+/// A service manager reloads by SIGHUP.
+#[test]
+fn a_hangup_reloads() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let server = TcpServer::start(&lab.server, 0, tcp::echo)?;
+    let daemon = Daemon::start(&lab.host, "policy 1\ndefault allow\n", "")?;
+    let mut cut = connect(&lab, SocketAddr::new(plan::GOOD4, server.port()))?;
+    let mut kept = connect(&lab, SocketAddr::new(plan::GOOD4_SECOND, server.port()))?;
+    let next = format!("policy 1\nblock to {}\ndefault allow\n", plan::GOOD4);
+    daemon.files().write("policy.d/test.policy", &next)?;
+    daemon.running()?.signal(rustix::process::Signal::HUP)?;
+    let error = cut.read(&mut [0]).err().context("it is cut")?;
+    ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "{error}");
+    kept.write_all(b"x")?;
+    kept.read_exact(&mut [0])?;
+    let status = daemon.json(&["status"])?;
+    ensure!(status[0]["generation"].as_u64() == Some(2), "{status:?}");
+    Ok(())
+}
+
 /// What a reload would cut is what it cuts.
 #[test]
 fn diff_and_dry_run_tell_before() -> Result<()> {
@@ -256,22 +354,31 @@ fn heavy_watchers_lose_nothing() -> Result<()> {
     let mut load = load;
     let mut times = Vec::new();
     while !load.ended()? {
-        let began = Instant::now();
-        let status = daemon.verb(&["status"])?;
-        ensure!(status.code() == 0, "{status:?}");
-        times.push(began.elapsed());
+        for _ in 0..20 {
+            let began = Instant::now();
+            daemon.status()?;
+            times.push(began.elapsed());
+        }
         let flows = daemon.json(&["flows"])?;
         let ids: BTreeSet<_> = flows.iter().map(|flow| flow["id"].to_string()).collect();
         ensure!(ids.len() == flows.len(), "a flow stands twice in the list");
     }
     let done = load.wait()?;
     ensure!(done.stdout.contains("\"failed\":0"), "{done:?}");
-    thread::sleep(Duration::from_secs(1));
+    let ends = |seen: &str| seen.matches("\"state\":\"closed\"").count() as u64;
+    let began = Instant::now();
+    // Who reads on a busy machine is behind.
+    while ends(&watch.stdout()) < EACH && began.elapsed() < Duration::from_secs(20) {
+        thread::sleep(Duration::from_millis(500));
+    }
     watch.signal(rustix::process::Signal::TERM)?;
     let seen = watch.wait()?.stdout;
     ensure!(!seen.contains("\"event\":\"lost\""), "events were lost");
-    let closed = seen.lines().filter(|line| line.contains("\"state\":\"closed\"")).count() as u64;
+    let closed = ends(&seen);
     ensure!(closed == EACH, "{closed} of {EACH} ends were told");
-    ensure!(times.len() >= 3, "status was asked {} times", times.len());
+    ensure!(times.len() >= 100, "status was asked {} times", times.len());
+    times.sort_unstable();
+    let slow = times[times.len() * 99 / 100];
+    ensure!(slow < promised(STATUS), "one status of a hundred takes {slow:?}");
     Ok(())
 }

@@ -1,74 +1,17 @@
 //! Whoever looks after the host over SSH stays logged in, whatever the daemon does.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use tests::endpoints::Sshd;
 use tests::lab::daemon::Daemon;
-use tests::lab::scratch::Scratch;
 use tests::lab::{Lab, Running, plan};
 use tests::{require_root, require_tunneld};
 
 /// How long a line may take there and back.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// sshd(8) wants its own path whole, to start itself anew for each login.
-const SSHD: &str = "/usr/sbin/sshd";
-/// Where it puts its unprivileged half.
-const EMPTY: &str = "/run/sshd";
-
-/// sshd(8) on the host, with keys of its own.
-struct Server {
-    files: Scratch,
-    running: Running,
-}
-
-impl Server {
-    fn start(lab: &Lab) -> Result<Self> {
-        let files = Scratch::new()?;
-        for key in ["host", "user"] {
-            let made = lab
-                .host
-                .command("ssh-keygen")
-                .args(["-q", "-t", "ed25519", "-N", "", "-f"])
-                .args([files.join(key)])
-                .run()?;
-            ensure!(made.code() == 0, "ssh-keygen: {made:?}");
-        }
-        // As the service's unit would.
-        std::fs::create_dir_all(EMPTY).context("a directory for sshd")?;
-        let config = format!(
-            "ListenAddress {}\nListenAddress {}\nHostKey {}\nAuthorizedKeysFile {}\n\
-             PermitRootLogin prohibit-password\nPasswordAuthentication no\n\
-             UsePAM no\nStrictModes no\nPidFile none\n",
-            plan::HOST4,
-            plan::HOST6,
-            files.join("host").display(),
-            files.join("user.pub").display(),
-        );
-        let config = files.write("sshd_config", &config)?;
-        let running = lab
-            .host
-            .command(SSHD)
-            .args(["-D", "-e", "-f"])
-            .args([config])
-            .limit(Duration::from_secs(120))
-            .spawn()?;
-        let server = Self { files, running };
-        let began = Instant::now();
-        while server.running.stderr().matches("Server listening on").count() < 2 {
-            ensure!(began.elapsed() < PATIENCE, "sshd: {}", server.running.stderr());
-            thread::sleep(Duration::from_millis(5));
-        }
-        Ok(server)
-    }
-
-    fn key(&self) -> PathBuf {
-        self.files.join("user")
-    }
-}
-
 /// A login from outside, which says back what is typed.
 struct Login {
     running: Running,
@@ -76,7 +19,7 @@ struct Login {
 }
 
 impl Login {
-    fn open(lab: &Lab, server: &Server, to: IpAddr) -> Result<Self> {
+    fn open(lab: &Lab, server: &Sshd, to: IpAddr) -> Result<Self> {
         let running = lab
             .server
             .command("ssh")
@@ -130,7 +73,7 @@ fn ssh_sessions_stay_whatever_the_daemon_does() -> Result<()> {
 fn stay(rp_filter: &str) -> Result<()> {
     let lab = Lab::new()?;
     lab.host.sysctl("net/ipv4/conf/all/rp_filter", rp_filter)?;
-    let server = Server::start(&lab)?;
+    let server = Sshd::start(&lab.host, &[plan::HOST4, plan::HOST6])?;
     let mut logins = Vec::new();
     let open = |logins: &mut Vec<Login>, when: &str| -> Result<()> {
         for to in [plan::HOST4, plan::HOST6] {

@@ -32,6 +32,14 @@ pub trait Device {
     /// `Io` (`EIO`): the device is down.
     fn write(&mut self, packet: &[u8], offload: TxOffload) -> io::Result<()>;
 
+    /// Writes one packet that lies in several places: `start` holds its IP and transport
+    /// headers at least. Errors as for [`write`](Self::write).
+    fn write_parts(&mut self, start: &[u8], rest: &[&[u8]], offload: TxOffload) -> io::Result<()> {
+        let packet: Vec<u8> =
+            [start].into_iter().chain(rest.iter().copied()).flatten().copied().collect();
+        self.write(&packet, offload)
+    }
+
     /// Readable when [`read`](Self::read) has a packet.
     fn as_fd(&self) -> BorrowedFd<'_>;
 

@@ -8,13 +8,21 @@
 //!
 //! A panic while one flow is carried ends that flow alone and is counted.
 //!
+//! Packets into tunnels are sealed as they come and sent once a turn; what comes out of one is
+//! written to the device from where it was opened (`links`). Our own connections through tunnels
+//! have their turn before that (`netstack`).
+//!
 //! Datagrams and bytes to the service ([`service::Service`]) are handed to it on this thread,
 //! and what it answers at once goes back in the same turn.
 //!
 //! Between two turns the shard takes requests from outside ([`Handle::ask`], `queue`); what
 //! goes over all flows is done a piece a turn (`live`).
 
+mod bell;
+mod links;
 mod live;
+mod netstack;
+mod proxies;
 mod queue;
 pub mod request;
 pub mod service;
@@ -24,7 +32,7 @@ mod tests;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -33,18 +41,22 @@ use engine::{
     Checksum, Counters, Egress, Engine, Failure, FlowId, Input, Instant, Output, Protocol,
     Received, Report, RingId, Rings, Unresolved,
 };
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{Timespec, epoll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use tracing::warn;
 
 use crate::device::{Device, MAX_PACKET, RxOffload, virtio};
+pub(crate) use crate::driver::bell::Bell;
 use crate::driver::live::Jobs;
 use crate::driver::queue::{Place, Queued, REQUESTS, Turns};
 use crate::driver::request::Request;
 use crate::driver::service::{Conversations, Reply, Service};
 use crate::egress::error::EgressError;
+use crate::egress::proxy::{Proxies, Target};
+use crate::egress::run::UnsentRun;
 use crate::egress::{Progress, Sockets, Tag};
+use crate::link::netstack::{Board, Netstack};
 use crate::owner::Owners;
 use crate::rings::{self, Pool, TakeError};
 use crate::source::{LookupError, Query, RouteAnswer, Routes};
@@ -91,6 +103,7 @@ pub struct Driver<D> {
     /// The receipts of rings that flows have, by the number the engine knows.
     receipts: slab::Slab<rings::RingId>,
     mark: Option<u32>,
+    proxies: Arc<Proxies>,
     service: Option<Box<dyn Service>>,
     conversations: Conversations,
     shard: usize,
@@ -120,7 +133,7 @@ pub struct Totals {
     pub engine: Counters,
     /// Packets that the device refused.
     pub device_errors: u64,
-    /// Flows that were ended because carrying them panicked.
+    /// Flows that were ended because carrying them panicked, and tunnels.
     pub panics: u64,
     /// Reports that found the channel full.
     pub reports_lost: u64,
@@ -129,13 +142,12 @@ pub struct Totals {
 /// Asks a running driver, or tells it to stop, from any thread.
 #[derive(Debug, Clone)]
 pub struct Handle {
-    wake: Arc<OwnedFd>,
-    /// The shard is to look at its queues and has not begun to.
-    woken: Arc<AtomicBool>,
+    bell: Arc<Bell>,
     requests: SyncSender<Queued>,
     turns: Turns,
     reload: Weak<Place>,
     replies: SyncSender<Reply>,
+    board: Weak<Board>,
     state: Arc<AtomicU8>,
 }
 
@@ -174,7 +186,7 @@ impl Handle {
             let turn = self.turns.take(&request)?;
             self.requests.try_send(Queued { request, turn }).map_err(unasked)?;
         }
-        self.wake();
+        self.bell.ring();
         Ok(())
     }
 
@@ -182,7 +194,7 @@ impl Handle {
     /// shard once. One that finds the queue full is lost: its asker will ask again.
     pub fn reply(&self, reply: Reply) -> Result<(), Unasked> {
         self.replies.try_send(reply).map_err(unasked)?;
-        self.wake();
+        self.bell.ring();
         Ok(())
     }
 
@@ -198,22 +210,7 @@ impl Handle {
 
     fn tell(&self, state: u8) {
         self.state.fetch_max(state, Ordering::AcqRel);
-        self.wake();
-    }
-
-    /// Has the shard look at its queues and state once more. What was put there before is seen:
-    /// whoever finds the flag set leaves it to a look that has not begun.
-    fn wake(&self) {
-        if !self.woken.swap(true, Ordering::AcqRel) {
-            // A full counter wakes as well.
-            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
-        }
-    }
-
-    /// Begins to look.
-    fn awake(&self) {
-        let _ = rustix::io::read(&*self.wake, &mut [0u8; 8]);
-        self.woken.swap(false, Ordering::AcqRel);
+        self.bell.ring();
     }
 }
 
@@ -239,37 +236,40 @@ impl<D: Device> Driver<D> {
     /// Joins the parts. Nothing runs yet.
     pub fn new(parts: Parts<D>) -> Result<Self, DriverError> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(DriverError::Wait)?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(DriverError::Wait)?;
+        let bell = Arc::new(Bell::new().map_err(DriverError::Wait)?);
         let level = epoll::EventFlags::IN;
         epoll::add(&epoll, parts.device.as_fd(), Tag::Device.data(), level)
             .map_err(DriverError::Wait)?;
-        epoll::add(&epoll, &wake, Tag::Wake.data(), level).map_err(DriverError::Wait)?;
+        epoll::add(&epoll, bell.fd(), Tag::Wake.data(), level).map_err(DriverError::Wait)?;
         let (sender, requests) = sync_channel(REQUESTS);
         // Room is allocated at once: none for what never comes.
         let late = if parts.service.is_some() { REPLIES } else { 1 };
         let (replier, replies) = sync_channel(late);
         let reload = Arc::new(Place::default());
+        let board = Board::new(Arc::clone(&bell));
+        let weak = Arc::downgrade(&board);
+        let netstack = Netstack::new(board);
         Ok(Self {
             engine: parts.engine,
-            sockets: Sockets::new(parts.device, parts.service.is_some()),
+            sockets: Sockets::new(parts.device, parts.service.is_some(), netstack),
             routes: parts.routes,
             owners: parts.owners,
             rings: parts.rings,
             receipts: slab::Slab::new(),
             mark: parts.mark,
+            proxies: Arc::default(),
             service: parts.service,
             conversations: Conversations::default(),
             shard: parts.shard,
             reports: parts.reports,
             epoll,
             handle: Handle {
-                wake: Arc::new(wake),
-                woken: Arc::default(),
+                bell,
                 requests: sender,
                 turns: Turns::default(),
                 reload: Arc::downgrade(&reload),
                 replies: replier,
+                board: weak,
                 state: Arc::new(AtomicU8::new(RUN)),
             },
             requests,
@@ -312,6 +312,7 @@ impl<D: Device> Driver<D> {
                 Err(errno) => return Err(DriverError::Wait(errno)),
             }
             let now = self.now();
+            self.sockets.links.now = now;
             self.take_reload(now);
             let mut device_ready = false;
             let mut asked = false;
@@ -319,7 +320,7 @@ impl<D: Device> Driver<D> {
                 match Tag::from_data(event.data) {
                     Tag::Device => device_ready = true,
                     Tag::Wake => {
-                        self.handle.awake();
+                        self.handle.bell.heard();
                         asked = true;
                     }
                     Tag::Stream(id) => {
@@ -327,6 +328,11 @@ impl<D: Device> Driver<D> {
                         self.answer(now);
                     }
                     tag @ (Tag::Mapping(_) | Tag::Echo(_)) => self.read_datagrams(tag, now),
+                    Tag::Link(number) => self.read_link(number, now),
+                    Tag::Probe(number) => self.sockets.probes.ready(number, event.flags),
+                    Tag::Control(slot, serial) => {
+                        self.control_ready(slot, serial, event.flags, now);
+                    }
                 }
             }
             if asked {
@@ -344,6 +350,7 @@ impl<D: Device> Driver<D> {
             // that they were taken.
             let draining = self.handle.state.load(Ordering::Acquire) == DRAIN;
             let emptied = (device_ready || draining) && self.take_packets(now)?;
+            self.send_datagrams(now);
             more = self.pump_all(now) | self.work(now)
                 || self.sockets.waiting() > 0
                 || self.more_replies;
@@ -352,6 +359,13 @@ impl<D: Device> Driver<D> {
                 self.guard(now, |driver| driver.engine.handle_timeout(now, &mut driver.sockets));
                 self.answer(now);
             }
+            self.end_silent_talks(now);
+            self.run_netstack(asked, now);
+            self.take_wakes(now);
+            self.send_datagrams(now);
+            self.sockets.links.run_timers(&self.epoll, now);
+            self.sockets.links.flush();
+            self.totals.panics += self.sockets.links.mend(&self.epoll);
             match self.handle.state.load(Ordering::Acquire) {
                 RUN => {}
                 DRAIN => {
@@ -375,6 +389,8 @@ impl<D: Device> Driver<D> {
             }
         }
         self.answer(now);
+        self.sockets.flush_datagrams();
+        self.sockets.links.flush();
         self.totals.engine = self.engine.counters().clone();
         self.totals.device_errors = self.sockets.device_errors();
         Ok(self.totals)
@@ -389,7 +405,15 @@ impl<D: Device> Driver<D> {
         if more || self.engine.has_dirty() {
             return Some(Timespec { tv_sec: 0, tv_nsec: 0 });
         }
-        let due = self.engine.poll_timeout().map(|(at, _)| at.since(self.now()));
+        let flows = self.engine.poll_timeout().map(|(at, _)| at);
+        let others = [
+            self.sockets.links.next_timer(),
+            self.sockets.next_talk(),
+            self.sockets.probes.next_end(),
+            self.sockets.netstack.next_timer(),
+        ];
+        let due = flows.into_iter().chain(others.into_iter().flatten()).min();
+        let due = due.map(|at| at.since(self.now()));
         let due =
             if draining { Some(due.map_or(DRAIN_QUIET, |d| d.min(DRAIN_QUIET))) } else { due };
         due.map(|due| Timespec {
@@ -428,6 +452,16 @@ impl<D: Device> Driver<D> {
         Ok(false)
     }
 
+    /// Sends the datagrams that waited for the end of the batch.
+    fn send_datagrams(&mut self, now: Instant) {
+        self.sockets.flush_datagrams();
+        while let Some(UnsentRun { towards, datagrams, bytes, why }) = self.sockets.next_unsent() {
+            let input = Input::Unsent(towards.mapping, towards.far, datagrams, bytes, why);
+            self.guard(now, |driver| driver.engine.handle(input, now, &mut driver.sockets));
+            self.answer(now);
+        }
+    }
+
     fn read_datagrams(&mut self, tag: Tag, now: Instant) {
         let read =
             self.guard(now, |driver| driver.sockets.datagrams_ready(tag, &mut driver.engine, now));
@@ -436,6 +470,7 @@ impl<D: Device> Driver<D> {
             self.sockets.read_again(tag);
         }
         self.answer(now);
+        self.end_refused_relays(now);
     }
 
     /// Moves bytes of every flow that is ready; whether some flow has more to move.
@@ -509,8 +544,11 @@ impl<D: Device> Driver<D> {
             self.engine.mark_dirty(id);
             return;
         }
-        // The connect has an answer.
-        match stream.finish_connect() {
+        let Some(opened) = stream.open() else { return };
+        match opened {
+            Ok(port) if self.engine.has_rings(id) => {
+                self.engine.handle(Input::Joined(id, port), now, &mut self.sockets);
+            }
             Ok(port) => match self.rings_for(id, Pool::take, now) {
                 Some(rings) => {
                     let input = Input::Connected(id, port, rings);
@@ -522,9 +560,10 @@ impl<D: Device> Driver<D> {
                     self.engine.handle(input, now, &mut self.sockets);
                 }
             },
-            Err(failure) => {
+            Err(refusal) => {
                 self.sockets.close(id);
-                self.engine.handle(Input::Failed(id, failure), now, &mut self.sockets);
+                self.leave_proxies();
+                self.engine.handle(proxies::refused(id, refusal), now, &mut self.sockets);
             }
         }
     }
@@ -556,11 +595,16 @@ impl<D: Device> Driver<D> {
                     *asked = Some((id, far.ip(), answer));
                     Some(Input::Source(id, answer.map(|a| a.egress).map_err(unresolved)))
                 }
+                Output::Rings(id) => Some(Input::Lent(id, self.rings_for(id, Pool::take, now))),
                 Output::Connect(id, far, egress, bound) => {
                     let query = self.query(Protocol::Tcp, far, bound);
                     self.recheck(id, query, egress, *asked, |driver, index| {
                         driver.sockets.connect(&driver.epoll, id, far, egress, index, driver.mark)
                     })
+                }
+                Output::ConnectVia(id, way, destination, name, egress) => {
+                    let target = Target { address: destination, name };
+                    self.connect_via(id, way, target, egress, *asked, now)
                 }
                 Output::Bind(id, mapping, far, egress, bound) => {
                     let query = self.query(Protocol::Udp, far, bound);
@@ -575,6 +619,10 @@ impl<D: Device> Driver<D> {
                             driver.mark,
                         )
                     })
+                }
+                Output::Associate(id, mapping, way, destination, name, egress) => {
+                    let target = Target { address: destination, name };
+                    self.associate(id, mapping, way, target, egress, *asked, now)
                 }
                 Output::OpenEcho(id, far, egress, bound) => {
                     let query = self.query(Protocol::Icmp, SocketAddr::new(far, 0), bound);
@@ -650,7 +698,9 @@ impl<D: Device> Driver<D> {
             Some(_) | None => self.routes.lookup(query),
         };
         match answer {
-            Ok(answer) if answer.egress == egress => open(self, answer.device_index),
+            Ok(answer) if answer.egress == egress => {
+                open(self, answer.bound_device(query.destination))
+            }
             Ok(answer) => Some(Input::SourceChanged(id, answer.egress)),
             Err(error) => Some(Input::Source(id, Err(unresolved(error)))),
         }

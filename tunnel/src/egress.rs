@@ -7,35 +7,59 @@
 
 pub mod echo;
 pub mod error;
-mod message;
+pub(crate) mod message;
 pub mod pin;
+pub mod proxy;
 pub mod tcp;
 pub mod udp;
 
+mod association;
+pub(crate) mod carrier;
 mod datagrams;
+pub(crate) mod links;
 mod port;
+pub(crate) mod probes;
 mod queries;
+pub(crate) mod run;
 mod stream;
 mod tag;
 
+pub(crate) use association::Step;
 pub(crate) use stream::{Connection, Progress};
 pub(crate) use tag::Tag;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
-use engine::{Egress, FlowId, Input};
+use engine::{Egress, Failure, FlowId, Input, Instant};
 use rustix::event::epoll;
 use rustix::net::sockopt;
 
 use crate::device::Device;
+use crate::driver::request::Answer;
+use crate::link::netstack::Netstack;
+use crate::link::wireguard::Coalesce;
+use carrier::{Carrier, Inside, Wakes};
 use pin::Pin;
+use proxy::tls::Session;
+use proxy::{Fault, PATIENCE, SUSPECT, Talk};
 
 /// Every socket of a shard, and its device.
 #[derive(Debug)]
 pub(crate) struct Sockets<D> {
-    port: port::Port<D>,
+    pub(crate) port: port::Port<D>,
+    pub(crate) links: links::Links,
+    pub(crate) netstack: Netstack,
     streams: Vec<Option<Connection>>,
+    /// Connects to proxies in the order in which they began, each with its end.
+    talks: VecDeque<(Instant, FlowId)>,
+    /// The same, each with the time from which a proxy that has answered nothing is to be left.
+    suspects: VecDeque<(Instant, FlowId)>,
+    pub(crate) probes: probes::Probes,
+    /// Of connections through tunnels.
+    pub(crate) wakes: Arc<Wakes>,
     datagrams: datagrams::Datagrams,
     /// `None`: there is no service.
     queries: Option<queries::Queries>,
@@ -43,10 +67,17 @@ pub(crate) struct Sockets<D> {
 
 impl<D: Device> Sockets<D> {
     /// `serves`: whether somebody takes the datagrams to the service.
-    pub(crate) fn new(device: D, serves: bool) -> Self {
+    pub(crate) fn new(device: D, serves: bool, netstack: Netstack) -> Self {
+        let coalesce = Coalesce { tcp: device.offload(), udp: device.udp_offload() };
         Self {
             port: port::Port::new(device),
+            links: links::Links::new(coalesce),
+            netstack,
             streams: Vec::new(),
+            talks: VecDeque::new(),
+            suspects: VecDeque::new(),
+            probes: probes::Probes::default(),
+            wakes: Arc::default(),
             datagrams: datagrams::Datagrams::new(),
             queries: serves.then(queries::Queries::default),
         }
@@ -81,27 +112,117 @@ impl<D: Device> Sockets<D> {
         mark: Option<u32>,
     ) -> Option<Input> {
         let pin = Pin { source: Some(egress.address), device: Some(device), mark };
-        let stream = match tcp::connect(far, &pin) {
-            Ok(stream) => stream,
-            Err(error) => return Some(Input::Failed(id, error.failure(0))),
+        let begun = carried(epoll, Tag::Stream(id), far, &pin);
+        match begun {
+            Ok(carrier) => {
+                self.keep(Connection::new(id, carrier, None, None));
+                None
+            }
+            Err(failure) => Some(Input::Failed(id, failure)),
+        }
+    }
+
+    /// Starts a connect to a proxy, and with it the talk. The answer comes as readiness, or not
+    /// at all: see [`Sockets::silent_talk`].
+    pub(crate) fn connect_via(
+        &mut self,
+        epoll: impl AsFd,
+        id: FlowId,
+        talk: Talk,
+        pin: &Pin,
+        now: Instant,
+    ) -> Result<(), Failure> {
+        let connection = self.call(epoll, id, Tag::Stream(id), talk, pin)?;
+        self.keep(connection);
+        self.talks.push_back((now + PATIENCE, id));
+        self.suspects.push_back((now + SUSPECT, id));
+        Ok(())
+    }
+
+    /// Begins a probe of a proxy.
+    pub(crate) fn probe(
+        &mut self,
+        epoll: impl AsFd,
+        talk: Talk,
+        pin: &Pin,
+        answer: Answer<Result<(), Fault>>,
+        now: Instant,
+    ) {
+        // It is nobody's flow, and carries nothing.
+        let nobody = FlowId::from_bits(0);
+        match self.call(epoll, nobody, self.probes.next_tag(), talk, pin) {
+            Ok(connection) => self.probes.keep(connection, answer, now),
+            Err(failure) => answer(probes::shown(Err(proxy::unreachable(failure)))),
+        }
+    }
+
+    /// Begins a connection to a proxy, whose events come under that tag. What stands against it at
+    /// once is noted.
+    fn call(
+        &mut self,
+        epoll: impl AsFd,
+        id: FlowId,
+        tag: Tag,
+        talk: Talk,
+        pin: &Pin,
+    ) -> Result<Connection, Failure> {
+        let proxy = talk.proxy();
+        let carrier = match proxy.behind {
+            None => carried(epoll, tag, proxy.address, pin),
+            Some(link) => {
+                let begun = self.netstack.connect(link, proxy.address);
+                begun.map(|stream| Carrier::Inside(Inside::new(stream, tag, &self.wakes)))
+            }
         };
-        // Urgent data stops a read short of what there is, without a new edge for the rest.
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::PRI
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::ET;
-        // RFC 6093 6: in line, or the urgent byte would be missing from the stream.
-        let added = sockopt::set_socket_oobinline(&stream, true)
-            .and_then(|()| epoll::add(epoll, &stream, Tag::Stream(id).data(), flags));
-        if let Err(errno) = added {
-            return Some(Input::Failed(id, error::failure(errno, 0)));
+        let session = match &proxy.tls {
+            Some(tls) => Session::new(tls).map(|session| Some(Box::new(session))),
+            None => Ok(None),
+        };
+        match carrier.and_then(|it| Ok((it, session.map_err(|_| Failure::Exhausted)?))) {
+            Ok((carrier, session)) => {
+                Ok(Connection::new(id, carrier, Some(Box::new(talk)), session))
+            }
+            Err(failure) => {
+                talk.note(Err(proxy::unreachable(failure)));
+                Err(failure)
+            }
         }
-        if self.streams.len() <= id.slot() {
-            self.streams.resize_with(id.slot() + 1, || None);
+    }
+
+    /// When [`Sockets::silent_talk`], [`Sockets::suspect_talk`] or
+    /// [`Sockets::silent_association`] may name one.
+    pub(crate) fn next_talk(&self) -> Option<Instant> {
+        let streams = [self.talks.front(), self.suspects.front()];
+        let streams = streams.into_iter().flatten().map(|(at, _)| *at);
+        streams.chain(self.datagrams.next_talk()).min()
+    }
+
+    /// The next flow whose proxy has not done its part in time.
+    pub(crate) fn silent_talk(&mut self, now: Instant) -> Option<FlowId> {
+        while let Some(id) = due(&mut self.talks, now) {
+            if self.stream(id).is_some_and(|stream| stream.awaits_proxy()) {
+                return Some(id);
+            }
         }
-        self.streams[id.slot()] = Some(Connection::new(id, stream));
         None
+    }
+
+    /// The next flow whose proxy answers no connect, so that others are to leave it.
+    pub(crate) fn suspect_talk(&mut self, now: Instant) -> Option<FlowId> {
+        while let Some(id) = due(&mut self.suspects, now) {
+            if self.stream(id).is_some_and(|stream| stream.is_connecting()) {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    fn keep(&mut self, connection: Connection) {
+        let slot = connection.id().slot();
+        if self.streams.len() <= slot {
+            self.streams.resize_with(slot + 1, || None);
+        }
+        self.streams[slot] = Some(connection);
     }
 
     /// The stream of a flow.
@@ -133,4 +254,28 @@ impl<D: Device> Sockets<D> {
             stream.reset();
         }
     }
+}
+
+/// The next flow whose time has come.
+fn due(queue: &mut VecDeque<(Instant, FlowId)>, now: Instant) -> Option<FlowId> {
+    if queue.front()?.0 > now {
+        return None;
+    }
+    queue.pop_front().map(|(_, id)| id)
+}
+
+/// Begins a connection of the kernel's, whose events come under that tag.
+fn carried(epoll: impl AsFd, tag: Tag, to: SocketAddr, pin: &Pin) -> Result<Carrier, Failure> {
+    let stream = tcp::connect(to, pin).map_err(|error| error.failure(0))?;
+    // Urgent data stops a read short of what there is, without a new edge for the rest.
+    let flags = epoll::EventFlags::IN
+        | epoll::EventFlags::PRI
+        | epoll::EventFlags::OUT
+        | epoll::EventFlags::RDHUP
+        | epoll::EventFlags::ET;
+    // RFC 6093 6: in line, or the urgent byte would be missing from the stream.
+    let added = sockopt::set_socket_oobinline(&stream, true)
+        .and_then(|()| epoll::add(epoll, &stream, tag.data(), flags));
+    added.map_err(|errno| error::failure(errno, 0))?;
+    Ok(Carrier::Kernel(stream))
 }

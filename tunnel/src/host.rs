@@ -13,11 +13,14 @@
 //! already is fine. The TUN is the caller's: it is not persistent, and its addresses and routes
 //! vanish with its last descriptor.
 //!
+//! A reload adds and undoes changes of its own: [`Host::lead`], [`Host::release`].
+//!
 //! The order of calls: [`Host::open`], [`Host::refuse_foreign`], open the TUN, [`Seen::look`],
-//! [`changes`], [`Host::apply`]; then, whenever a [`Watch`] tells of changes, [`Host::follow`];
-//! and at the end [`Host::restore`].
+//! [`changes`], [`Host::apply`]; then, whenever a [`Watch`] tells of changes, [`Host::follow`],
+//! and [`Host::begin`] for what else there is to change; and at the end [`Host::restore`].
 //!
 //! All calls block, for milliseconds, and work in the network namespace of their thread.
+//! [`Begun::make`] may wait for other programs.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
@@ -27,16 +30,17 @@ use std::time::{Duration, Instant};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::fs::{FlockOperation, Mode};
-use rustix::io::{Errno, FdFlags};
+use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::CapabilitySet;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::rtnetlink::Rtnetlink;
 
 mod accepted;
 pub mod addresses;
 mod change;
+mod child;
 mod error;
 mod follow;
 mod journal;
@@ -44,9 +48,11 @@ mod kernel;
 mod links;
 mod nft;
 mod plan;
+mod reload;
 pub mod resolv_conf;
 mod resolvconf;
 mod seen;
+mod standing;
 mod sysctl;
 #[cfg(test)]
 mod tests;
@@ -60,7 +66,7 @@ pub use nft::{Complaint, NftError, is_pattern};
 pub use plan::{Capture, Mark, Plan};
 pub use resolvconf::ResolvconfError;
 pub use seen::{Ipv6, Seen, SeenDevice};
-pub use watch::{Changed, Watch};
+pub use watch::{Changed, Paths, Watch, stopped_within};
 
 use follow::Tries;
 use journal::Journal;
@@ -74,9 +80,13 @@ pub struct Host {
     applied: Vec<Change>,
     /// Whether the journal names what is not applied any more.
     stale: bool,
+    /// Whether it was said that it can't be written anew.
+    cannot_rewrite: bool,
     tries: Tries,
+    /// The nftables table as it was made.
+    table: Option<nft::Standing>,
     /// Held to the end: the last field is dropped last.
-    _lock: File,
+    lock: File,
 }
 
 impl Host {
@@ -84,15 +94,19 @@ impl Host {
     /// daemon's journal there says. Tells what was undone.
     pub fn open(directory: &Path) -> Result<(Self, Vec<Change>), HostError> {
         let lock = lock(directory)?;
+        // The same name whoever asks from wherever: others are to know whose a file is by it.
+        let directory = &std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
         let left_behind = journal::read(directory)?;
-        let undone = undo_all(left_behind, directory)?;
+        let undone = undo_all(left_behind, directory, &lock)?;
         let host = Self {
             directory: directory.to_owned(),
             journal: None,
             applied: Vec::new(),
             stale: false,
+            cannot_rewrite: false,
             tries: Tries::default(),
-            _lock: lock,
+            table: None,
+            lock,
         };
         Ok((host, undone))
     }
@@ -132,8 +146,8 @@ impl Host {
                 return Err(HostError::ForeignRule { family, priority });
             }
             let table = plan.table;
-            let used = kernel::table_is_used(&mut netlink, family, table);
-            if used.or_else(|errno| none_without(family, errno))? {
+            let routes = kernel::routes(&mut netlink, family, table);
+            if !routes.or_else(|errno| none_without(family, errno))?.is_empty() {
                 return Err(HostError::ForeignRoutes { family, table });
             }
         }
@@ -151,10 +165,10 @@ impl Host {
             if let Err(error) = self.note(&change) {
                 self.journal = None;
                 // Where something is left the journal's earlier lines say so to the next one.
-                undo_all(std::mem::take(&mut self.applied), &self.directory)?;
+                undo_all(std::mem::take(&mut self.applied), &self.directory, &self.lock)?;
                 return Err(error);
             }
-            let Err(why) = do_it(&change) else {
+            let Err(why) = self.make(&change) else {
                 self.applied.push(change);
                 continue;
             };
@@ -164,7 +178,7 @@ impl Host {
                 done.push(change.clone());
             }
             self.journal = None;
-            let left = match undo_all(done, &self.directory) {
+            let left = match undo_all(done, &self.directory, &self.lock) {
                 Ok(_) => Vec::new(),
                 Err(HostError::Restore { left, .. }) => left,
                 Err(other) => return Err(other),
@@ -174,18 +188,18 @@ impl Host {
         Ok(())
     }
 
-    /// Makes one more change of a host whose plan is in force. Where it fails all stays as it was:
-    /// to be used for what the kernel does wholly or not at all.
-    pub fn apply_live(&mut self, change: Change) -> Result<(), HostError> {
+    /// Begins one more change of a host whose plan is in force: it is written down, and from now
+    /// on undone with the others, be it made, half made or not. Making it may take long and
+    /// needs no [`Host`].
+    pub fn begin(&mut self, change: Change) -> Result<Begun, HostError> {
+        let lock = self.lock.try_clone().map_err(|error| {
+            let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            HostError::Directory(self.directory.clone(), errno)
+        })?;
         self.note(&change)?;
-        let made = do_it(&change);
-        match made {
-            Ok(()) => {
-                self.applied.push(change);
-                Ok(())
-            }
-            Err(why) => Err(HostError::Apply { change: Box::new(change), why, left: Vec::new() }),
-        }
+        self.keep(change.clone());
+        self.tidy();
+        Ok(Begun { change, lock })
     }
 
     /// Puts back a resolv.conf whose journal is gone, as after a loss of power: files outlive a
@@ -195,8 +209,10 @@ impl Host {
         path: &Path,
         kept: &Path,
     ) -> Result<Option<Change>, HostError> {
-        let Some(change) = resolv_conf::left_behind(path, kept) else { return Ok(None) };
-        match undo(&change) {
+        let Some(change) = resolv_conf::left_behind(path, kept, &self.directory) else {
+            return Ok(None);
+        };
+        match undo(&change, &self.lock) {
             Ok(()) => Ok(Some(change)),
             Err(why) => {
                 let left = vec![Unrestored { change, why }];
@@ -209,7 +225,24 @@ impl Host {
     /// is left the journal stays for the next one to open it.
     pub fn restore(mut self) -> Result<Vec<Change>, HostError> {
         self.journal = None;
-        undo_all(std::mem::take(&mut self.applied), &self.directory)
+        undo_all(std::mem::take(&mut self.applied), &self.directory, &self.lock)
+    }
+
+    /// [`restore`](Self::restore) of a host at which a thread has panicked, between a change and
+    /// its being counted it may be: the journal knows of each before it is made.
+    pub fn restore_after_panic(mut self) -> Result<Vec<Change>, HostError> {
+        self.journal = None;
+        undo_all(journal::read(&self.directory)?, &self.directory, &self.lock)
+    }
+
+    /// Makes a change that is written down.
+    fn make(&mut self, change: &Change) -> Result<(), Refusal> {
+        do_it(change, &self.lock)?;
+        if matches!(change, Change::NftTable { .. }) {
+            // Where it can't be told it is made once more.
+            self.table = nft::Standing::look().ok().flatten();
+        }
+        Ok(())
     }
 
     fn note(&mut self, change: &Change) -> Result<(), HostError> {
@@ -218,6 +251,26 @@ impl Host {
             none => none.insert(Journal::begin(&self.directory)?),
         };
         journal.note(change)
+    }
+}
+
+/// A change that is written down and to be made.
+#[derive(Debug)]
+#[must_use]
+pub struct Begun {
+    change: Change,
+    lock: File,
+}
+
+impl Begun {
+    /// Makes it. Blocks for as long as the programs that it takes.
+    pub fn make(self) -> Result<(), HostError> {
+        let Self { change, lock } = self;
+        do_it(&change, &lock).map_err(|why| HostError::Apply {
+            change: Box::new(change),
+            why,
+            left: Vec::new(),
+        })
     }
 }
 
@@ -230,11 +283,11 @@ fn none_without<T: Default>(family: Family, errno: Errno) -> Result<T, HostError
 }
 
 /// Undoes `changes` in reverse. The journal goes when nothing is left.
-fn undo_all(changes: Vec<Change>, directory: &Path) -> Result<Vec<Change>, HostError> {
+fn undo_all(changes: Vec<Change>, directory: &Path, lock: &File) -> Result<Vec<Change>, HostError> {
     let mut undone = Vec::new();
     let mut left = Vec::new();
     for change in changes.into_iter().rev() {
-        match undo(&change) {
+        match undo(&change, lock) {
             Ok(()) => undone.push(change),
             Err(why) => left.push(Unrestored { change, why }),
         }
@@ -247,8 +300,8 @@ fn undo_all(changes: Vec<Change>, directory: &Path) -> Result<Vec<Change>, HostE
     }
 }
 
-/// The one function that changes the host.
-fn do_it(change: &Change) -> Result<(), Refusal> {
+/// The one function that changes the host. Programs that must not outlive the `lock` hold it.
+fn do_it(change: &Change, lock: &File) -> Result<(), Refusal> {
     match change {
         Change::Sysctl { key, value, .. } => match sysctl::write(key, value) {
             // A device's, which went since we looked: a container's that has ended.
@@ -257,11 +310,11 @@ fn do_it(change: &Change) -> Result<(), Refusal> {
         },
         Change::ReversePath { device, .. } => links::uncheck(*device)?,
         Change::LaterReversePath { .. } => links::uncheck_later()?,
-        Change::NftTable { ruleset, .. } => nft::apply(ruleset)?,
+        Change::NftTable { ruleset, .. } => nft::apply(ruleset, lock)?,
         Change::Accepted => {
             let elements = accepted::elements(&accepted::accepted()?);
             if !elements.is_empty() {
-                nft::apply(&elements)?;
+                nft::apply(&elements, lock)?;
             }
         }
         Change::Link { device, mtu, ipv6 } => {
@@ -279,20 +332,22 @@ fn do_it(change: &Change) -> Result<(), Refusal> {
             let message = kernel::rule(rule);
             Rtnetlink::open()?.add(RouteNetlinkMessage::NewRule(message))?;
         }
-        Change::ResolvConf { path, kept, text } => resolv_conf::take(path, kept, text)?,
+        Change::ResolvConf { path, kept, text, holder } => {
+            resolv_conf::take(path, kept, text, holder)?;
+        }
         Change::ResolvconfRecord { record, text } => resolvconf::add(record, text)?,
     }
     Ok(())
 }
 
 /// The one function that puts it back.
-fn undo(change: &Change) -> Result<(), Refusal> {
+fn undo(change: &Change, lock: &File) -> Result<(), Refusal> {
     match change {
         Change::Sysctl { key, value, before } => sysctl::put_back(key, value, before)?,
         Change::ReversePath { device, before } => links::put_back(*device, before)?,
         Change::LaterReversePath { before, known } => links::put_back_later(before, known)?,
         Change::NftTable { .. } => {
-            nft::apply(&nft::removal())?;
+            nft::apply(&nft::removal(), lock)?;
             tracking::settle();
         }
         // They are in the table.
@@ -322,14 +377,19 @@ fn undo(change: &Change) -> Result<(), Refusal> {
             let message = kernel::rule(rule);
             gone_is_fine(Rtnetlink::open()?.change(RouteNetlinkMessage::DelRule(message)))?;
         }
-        Change::ResolvConf { path, kept, .. } => match resolv_conf::put_back(path, kept)? {
-            resolv_conf::Found::Ours => {}
-            resolv_conf::Found::Theirs => warn!(
-                code = "resolv-conf-theirs",
-                "{} has been written by somebody else, and stays as it is",
-                path.display()
-            ),
-        },
+        Change::ResolvConf { path, kept, holder, .. } => {
+            match resolv_conf::put_back(path, kept, holder)? {
+                resolv_conf::Found::Ours => {}
+                resolv_conf::Found::Anothers => {
+                    info!("{} is another tunneld's by now", path.display())
+                }
+                resolv_conf::Found::Theirs => warn!(
+                    code = "resolv-conf-theirs",
+                    "{} has been written by somebody else, and stays as it is",
+                    path.display()
+                ),
+            }
+        }
         Change::ResolvconfRecord { record, .. } => resolvconf::remove(record)?,
     }
     Ok(())
@@ -383,9 +443,6 @@ fn lock(directory: &Path) -> Result<File, HostError> {
         .open(directory.join("lock"))
         .map_err(failed)?;
     rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR).map_err(|errno| failed(errno.into()))?;
-    // Inherited by what this daemon starts: an `nft` that outlives a killed daemon by some
-    // milliseconds still changes the host, and holds the lock as long.
-    rustix::io::fcntl_setfd(&file, FdFlags::empty()).map_err(|errno| failed(errno.into()))?;
     let began = Instant::now();
     while let Err(errno) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         if errno != Errno::WOULDBLOCK {
@@ -403,6 +460,17 @@ fn lock(directory: &Path) -> Result<File, HostError> {
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
+}
+
+/// Whether a daemon holds the lock in that directory.
+fn is_locked(directory: &Path) -> bool {
+    let opened =
+        OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW).open(directory.join("lock"));
+    // Whoever begins meanwhile tries again.
+    opened.is_ok_and(|lock| {
+        let locked = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared);
+        locked == Err(Errno::WOULDBLOCK)
+    })
 }
 
 /// Who has written itself into the lock.

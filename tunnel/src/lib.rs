@@ -5,6 +5,7 @@ pub mod device;
 pub mod driver;
 pub mod egress;
 pub mod host;
+pub mod link;
 #[cfg(test)]
 mod namespace;
 mod netlink;

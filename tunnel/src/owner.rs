@@ -20,21 +20,25 @@
 //! it is: a rule for `nobody` then also means "somebody unknown to this namespace", while in
 //! the host's own namespace every uid has its number.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use engine::{Owner, Protocol};
 use netlink_packet_core::NlasIterator;
 use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, SocketId, StateFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
+use tracing::warn;
 
 use crate::netlink::{Requests, Unanswered};
 use crate::source::LookupError;
 
 mod cgroup;
+mod listener;
 
 use cgroup::Cgroups;
+use listener::{Family, Kinship};
 
 /// The sockets of one network namespace.
 #[derive(Debug)]
@@ -43,6 +47,17 @@ pub struct Owners {
     /// The device that the flows' packets go to, in that namespace; 0: unknown.
     device: u32,
     cgroups: Cgroups,
+    watched: Vec<Watched>,
+}
+
+/// A proxy of this host.
+#[derive(Debug)]
+struct Watched {
+    name: Arc<str>,
+    address: SocketAddr,
+    family: Family,
+    /// That nobody is seen who listens there was said.
+    told: bool,
 }
 
 /// What the kernel tells of a socket.
@@ -75,7 +90,23 @@ impl Owners {
             requests: Requests::new(socket).map_err(LookupError::Socket)?,
             device: 0,
             cgroups: Cgroups::default(),
+            watched: Vec::new(),
         })
+    }
+
+    /// From now on sockets of those who listen at these addresses are known as proxies', by
+    /// which names.
+    pub fn watch(&mut self, listeners: Vec<(Arc<str>, SocketAddr)>) {
+        let mut before = std::mem::take(&mut self.watched);
+        self.watched.extend(listeners.into_iter().map(|(name, address)| {
+            let at = before.iter().position(|it| it.name == name && it.address == address);
+            at.map(|at| before.swap_remove(at)).unwrap_or_else(|| Watched {
+                name,
+                address,
+                family: Family::default(),
+                told: false,
+            })
+        }));
     }
 
     /// Names the device (its index in the apps' namespace) that flows come from. Without it,
@@ -97,6 +128,38 @@ impl Owners {
         Some(Owner {
             uid: answer.uid,
             cgroup: answer.cgroup_id.and_then(|id| self.cgroups.path(id)),
+            of_proxy: self.is_of_proxy(&answer),
+        })
+    }
+
+    /// Whether a socket is of those who listen at a watched address.
+    fn is_of_proxy(&mut self, socket: &OwnerAnswer) -> bool {
+        let mut watched = std::mem::take(&mut self.watched);
+        let found = watched.iter_mut().any(|proxy| {
+            let Ok(Some(listener)) = self.listener(proxy.address) else { return false };
+            let kinship = proxy.family.kinship(&listener, socket);
+            if kinship == Kinship::Unknown && !std::mem::replace(&mut proxy.told, true) {
+                warn!(
+                    code = "proxy-unseen",
+                    name = %proxy.name,
+                    "no process is seen that listens at the proxy's address: what it connects to \
+                     is routed like all else"
+                );
+            }
+            kinship == Kinship::Own
+        });
+        self.watched = watched;
+        found
+    }
+
+    /// The socket that takes connections to an address.
+    fn listener(&mut self, address: SocketAddr) -> Result<Option<OwnerAnswer>, LookupError> {
+        let anybody: IpAddr = match address {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        self.ask(libc::IPPROTO_TCP, address, SocketAddr::new(anybody, 0), 0, |answer| {
+            parse(answer, address.port(), true)
         })
     }
 
@@ -113,7 +176,19 @@ impl Owners {
             Protocol::Udp => (libc::IPPROTO_UDP, destination, client),
             Protocol::Icmp => return Ok(None),
         };
-        let family = match client.ip() {
+        let device = self.device;
+        self.ask(number, source, target, device, |answer| parse(answer, client.port(), false))
+    }
+
+    fn ask(
+        &mut self,
+        number: i32,
+        source: SocketAddr,
+        target: SocketAddr,
+        device: u32,
+        parse: impl FnOnce(&[u8]) -> Option<OwnerAnswer>,
+    ) -> Result<Option<OwnerAnswer>, LookupError> {
+        let family = match source.ip() {
             IpAddr::V4(_) => libc::AF_INET,
             IpAddr::V6(_) => libc::AF_INET6,
         };
@@ -127,12 +202,12 @@ impl Owners {
                 destination_port: target.port(),
                 source_address: source.ip(),
                 destination_address: target.ip(),
-                interface_id: self.device,
+                interface_id: device,
                 cookie: [0xff; 8],
             },
         };
         match self.requests.ask(BY_FAMILY, &request, BY_FAMILY) {
-            Ok(answer) => Ok(parse(answer, client.port())),
+            Ok(answer) => Ok(parse(answer)),
             Err(Unanswered::Refused(Errno::NOENT)) => Ok(None),
             Err(other) => Err(other.into()),
         }
@@ -140,15 +215,15 @@ impl Owners {
 }
 
 /// Reads a `struct inet_diag_msg` and the cgroup behind it. `None`: not a socket that sends
-/// from `port` and has an owner.
-fn parse(answer: &[u8], port: u16) -> Option<OwnerAnswer> {
+/// from `port`, or listens there, and has an owner.
+fn parse(answer: &[u8], port: u16, listens: bool) -> Option<OwnerAnswer> {
     let (message, attributes) = answer.split_at_checked(MESSAGE)?;
     let number = |at: usize| {
         let bytes = message.get(at..)?.first_chunk()?;
         Some(u32::from_ne_bytes(*bytes))
     };
     let (uid, inode) = (number(64)?, number(68)?);
-    if inode == 0 || message[1] == LISTEN || message[4..6] != port.to_be_bytes() {
+    if inode == 0 || (message[1] == LISTEN) != listens || message[4..6] != port.to_be_bytes() {
         return None;
     }
     let cgroup_id = NlasIterator::new(attributes)
@@ -352,7 +427,7 @@ mod tests {
             ("empty", vec![], None),
         ];
         for (name, bytes, expected) in cases {
-            assert_eq!(parse(&bytes, 5000), expected, "{name}");
+            assert_eq!(parse(&bytes, 5000, false), expected, "{name}");
         }
     }
 

@@ -21,6 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use engine::{DeviceName, Egress, Failure, Protocol};
 use netlink_packet_core::NlasIterator;
 use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
 use rustix::io::Errno;
 use rustix::net::netdevice::index_to_name_inlined;
@@ -56,10 +57,24 @@ pub struct RouteAnswer {
     pub egress: Egress,
     /// The index of that device.
     pub device_index: u32,
+    /// The router that it goes to; `None`: the destination is on the device's link.
+    pub gateway: Option<IpAddr>,
     /// What kind of destination it is.
     pub kind: RouteKind,
     /// The path's MTU where it is less than the device's: learnt from ICMP, or set on the route.
     pub mtu: Option<u32>,
+}
+
+impl RouteAnswer {
+    /// The index of the device to bind a socket to; 0: none. What goes to an address of this
+    /// host passes loopback, but counts as come in by the device that has the address: a socket
+    /// that is bound to loopback would never see the answer. Such packets leave this host by no
+    /// device.
+    pub(crate) fn bound_device(&self, destination: IpAddr) -> u32 {
+        let scoped = matches!(destination, IpAddr::V6(v6) if is_scoped(v6));
+        let elsewhere = self.kind == RouteKind::Local && !destination.is_loopback() && !scoped;
+        if elsewhere { 0 } else { self.device_index }
+    }
 }
 
 /// What a destination is to this host.
@@ -169,9 +184,24 @@ impl Routes {
         Ok(RouteAnswer {
             egress: Egress { address, device: self.name(route.device)? },
             device_index: route.device,
+            gateway: route.gateway,
             kind,
             mtu: route.mtu,
         })
+    }
+
+    /// Bytes of the longest packet that the device takes.
+    pub fn device_mtu(&mut self, index: u32) -> Result<u32, LookupError> {
+        let mut question = LinkMessage::default();
+        question.header.index = index;
+        let answer = match self.requests.ask(libc::RTM_GETLINK, &question, libc::RTM_NEWLINK) {
+            Err(Unanswered::Refused(Errno::NODEV)) => return Err(LookupError::DeviceGone),
+            answer => answer?,
+        };
+        let attributes = answer.get(LINK_HEADER..).ok_or(LookupError::Garbled)?;
+        let mut found = NlasIterator::new(attributes).filter_map(Result::ok);
+        let mtu = found.find(|attribute| attribute.kind() == LINK_MTU);
+        mtu.and_then(|attribute| number(attribute.value())).ok_or(LookupError::Garbled)
     }
 
     /// The name a device has now.
@@ -231,6 +261,7 @@ struct Route {
     kind: u8,
     device: u32,
     source: Option<IpAddr>,
+    gateway: Option<IpAddr>,
     mtu: Option<u32>,
     error: Option<i32>,
 }
@@ -239,13 +270,18 @@ impl Route {
     /// `None` where the bytes are no route.
     fn parse(payload: &[u8]) -> Option<Self> {
         let (header, attributes) = payload.split_at_checked(ROUTE_HEADER)?;
-        let mut route = Self { kind: header[7], device: 0, source: None, mtu: None, error: None };
+        let kind = header[7];
+        let mut route =
+            Self { kind, device: 0, source: None, gateway: None, mtu: None, error: None };
         for attribute in NlasIterator::new(attributes) {
             let attribute = attribute.ok()?;
             let value = attribute.value();
             match attribute.kind() {
                 OUTPUT_DEVICE => route.device = number(value)?,
                 PREFERRED_SOURCE => route.source = Some(ip(value)?),
+                GATEWAY => route.gateway = Some(ip(value)?),
+                // A router of the other IP version, behind its address family.
+                VIA => route.gateway = Some(ip(value.get(2..)?)?),
                 METRICS => route.mtu = mtu(value)?,
                 // The reason of a route that says no; 0 in one that doesn't.
                 CACHE_INFO => {
@@ -313,11 +349,18 @@ fn mtu(metrics: &[u8]) -> Option<Option<u32>> {
 const NEW_ROUTE: u16 = libc::RTM_NEWROUTE;
 const GET_ROUTE: u16 = libc::RTM_GETROUTE;
 
+/// `struct ifinfomsg`.
+const LINK_HEADER: usize = 16;
+const LINK_MTU: u16 = libc::IFLA_MTU;
+
 /// `struct rtmsg`.
 const ROUTE_HEADER: usize = 12;
 
 const OUTPUT_DEVICE: u16 = libc::RTA_OIF;
 const PREFERRED_SOURCE: u16 = libc::RTA_PREFSRC;
+const GATEWAY: u16 = libc::RTA_GATEWAY;
+/// `RTA_VIA`
+const VIA: u16 = 18;
 const METRICS: u16 = libc::RTA_METRICS;
 const CACHE_INFO: u16 = libc::RTA_CACHEINFO;
 /// `RTAX_MTU`
@@ -379,6 +422,7 @@ mod tests {
         ip addr add 2001:db8::2/64 dev up0 nodad
         ip route add 198.51.100.0/24 via 192.0.2.1
         ip route add 198.51.100.128/25 via 192.0.2.1 mtu lock 1300
+        ip route add 198.51.101.0/24 via inet6 2001:db8::1
         ip route add unreachable 203.0.113.0/26
         ip route add prohibit 203.0.113.64/26
         ip route add blackhole 203.0.113.128/26
@@ -436,7 +480,19 @@ mod tests {
             assert_eq!(answer.egress.address, address.parse::<IpAddr>().unwrap(), "{name}");
             assert_eq!(answer.egress.device.as_str(), device, "{name}");
             assert_eq!(answer.kind, kind, "{name}");
+            let bound = if kind == RouteKind::Local { 0 } else { answer.device_index };
+            assert_eq!(answer.bound_device(query.destination), bound, "{name}");
             assert_eq!(answer.mtu.filter(|_| answer.egress.address.is_ipv4()), mtu, "{name}");
+        }
+        for (to, gateway) in [
+            ("192.0.2.9", None),
+            ("198.51.100.1", Some("192.0.2.1")),
+            ("198.51.101.1", Some("2001:db8::1")),
+            ("2001:db8::9", None),
+            ("2001:db8:1::1", Some("2001:db8::1")),
+        ] {
+            let answer = routes.lookup(query(to)).unwrap_or_else(|e| panic!("{to}: {e}"));
+            assert_eq!(answer.gateway, gateway.map(|ip| ip.parse().unwrap()), "{to}");
         }
         for (name, query, kind) in
             [("link-local", linked, unicast), ("v6 group", group6, RouteKind::Multicast)]
@@ -445,6 +501,8 @@ mod tests {
             assert_eq!(answer.device_index, up0, "{name}");
             assert_eq!(answer.kind, kind, "{name}");
         }
+        assert_eq!(routes.device_mtu(up0), Ok(1400));
+        assert_eq!(routes.device_mtu(9999), Err(LookupError::DeviceGone));
     }
 
     fn refusals(routes: &mut Routes) {

@@ -6,7 +6,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::Config;
 use super::reader::Reader;
-use super::{names, values};
+use super::{names, proxy, values, wireguard};
 
 /// Reads a key's value into the configuration, or notes what is wrong with it.
 pub(super) type Read = fn(&mut Reader<'_>, &Spanned<DeValue<'_>>, &mut Config);
@@ -65,11 +65,11 @@ pub(super) const KEYS: &[Key] = &[
     run("host", "table", Change::Restart, values::table),
     run("host", "priority", Change::Restart, values::priority),
     both("policy", "directory", Change::Live, values::policy),
-    both("dns", "address", Change::Restart, names::address),
-    run("dns", "intercept", Change::Restart, names::intercept),
-    run("dns", "takeover", Change::Restart, names::takeover),
+    both("dns", "address", Change::Live, names::address),
+    run("dns", "intercept", Change::Live, names::intercept),
+    run("dns", "takeover", Change::Live, names::takeover),
     both("dns", "upstream", Change::Live, names::upstream),
-    both("dns", "cache", Change::Restart, names::cache),
+    both("dns", "cache", Change::Live, names::cache),
     both("udp", "filtering", Change::Live, values::filtering),
     run("guard", "mode", Change::Restart, values::guard_mode),
     run("guard", "lan", Change::Restart, values::lan),
@@ -100,7 +100,7 @@ pub(super) type ReadEntry = fn(&mut Reader<'_>, &Spanned<DeTable<'_>>, &mut Conf
 
 /// All of them.
 pub(super) const LISTS: &[List] = &[
-    List { name: "wireguard", read: None, honoured: false },
-    List { name: "proxy", read: None, honoured: false },
+    List { name: "wireguard", read: Some(wireguard::tunnel), honoured: true },
+    List { name: "proxy", read: Some(proxy::proxy), honoured: true },
     List { name: "resolver", read: Some(names::resolver), honoured: true },
 ];

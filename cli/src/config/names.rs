@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use dns::server::Server;
 use dns::upstream::Settings;
+use engine::{DeviceName, WayNames};
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
@@ -14,14 +15,14 @@ use super::{Config, Resolver, Takeover};
 type Value<'a> = Spanned<DeValue<'a>>;
 
 /// The built-in one is the 64th.
-const MOST_RESOLVERS: usize = 63;
+pub(super) const MOST_RESOLVERS: usize = 63;
 /// Each is asked in turn: nobody waits for more.
-const MOST_SERVERS: usize = 16;
+pub(super) const MOST_SERVERS: usize = 16;
 /// About 1 KiB each.
 const MOST_CACHED: i64 = 1_000_000;
 
 /// The built-in resolver, and words that would be read as such behind `using` and in lists.
-const RESERVED: [&str; 12] = [
+pub(super) const RESERVED: [&str; 12] = [
     "upstream", "none", "and", "or", "else", "using", "private", "not", "any", "unknown", "within",
     "file",
 ];
@@ -98,7 +99,7 @@ pub(super) fn resolver(reader: &mut Reader<'_>, table: &Spanned<DeTable<'_>>, co
     const KEYS: [&str; 5] = ["name", "servers", "via", "ca", "identity"];
     let mut name = None;
     let mut settings = Settings::default();
-    let mut complete = true;
+    let mut way = None;
     for (key, value) in table.get_ref() {
         match key.get_ref().as_ref() {
             "name" => name = resolver_name(reader, value, config),
@@ -108,7 +109,7 @@ pub(super) fn resolver(reader: &mut Reader<'_>, table: &Spanned<DeTable<'_>>, co
                     settings.servers = servers(reader, value, items);
                 }
             }
-            "via" => complete &= via(reader, value),
+            "via" => way = via(reader, value),
             "ca" => settings.trust.ca = reader.path(value),
             "identity" => settings.trust.identity = reader.path(value),
             other => {
@@ -139,8 +140,8 @@ pub(super) fn resolver(reader: &mut Reader<'_>, table: &Spanned<DeTable<'_>>, co
     if config.resolvers.len() == MOST_RESOLVERS {
         let message = format!("more than {MOST_RESOLVERS} resolvers");
         reader.fault(table.span(), message, None);
-    } else if let Some(name) = name.filter(|_| complete) {
-        config.resolvers.push(Resolver { name, settings });
+    } else if let Some(name) = name {
+        config.resolvers.push(Resolver { name, settings, via: way });
     }
 }
 
@@ -166,15 +167,25 @@ fn resolver_name(reader: &mut Reader<'_>, value: &Value<'_>, config: &Config) ->
     Some(name)
 }
 
-/// Which way a resolver's servers are reached.
-fn via(reader: &mut Reader<'_>, value: &Value<'_>) -> bool {
-    let Some(text) = reader.string(value) else { return false };
-    if text != "direct" {
-        let help = "write via = \"direct\"".to_owned();
-        let message = format!("`resolver.via = \"{text}\"`: not in this version");
-        reader.fault(value.span(), message, Some(help));
+/// Which way a resolver's servers, or a proxy, are reached.
+pub(super) fn via(reader: &mut Reader<'_>, value: &Value<'_>) -> Option<DeviceName> {
+    let text = reader.string(value).filter(|text| text != WayNames::DIRECT)?;
+    let tunnel = DeviceName::new(&text);
+    reader.via(value.span(), text);
+    tunnel
+}
+
+/// A resolver's way out, and a proxy's, is `direct` or a tunnel. All have to be known before that
+/// is.
+pub(super) fn ways_beneath(reader: &mut Reader<'_>, config: &Config) {
+    for (span, name) in reader.take_vias() {
+        let tunnels = config.wireguard.iter().map(|tunnel| tunnel.name.as_str());
+        if !tunnels.clone().any(|tunnel| tunnel == name) {
+            let help = nearest(&name, tunnels.chain([WayNames::DIRECT]));
+            let help = help.unwrap_or_else(|| "write \"direct\" or a tunnel's name".to_owned());
+            reader.fault(span, format!("there is no tunnel `{name}`"), Some(help));
+        }
     }
-    text == "direct"
 }
 
 fn servers(reader: &mut Reader<'_>, value: &Value<'_>, items: &DeArray<'_>) -> Vec<Server> {

@@ -1,7 +1,7 @@
 //! The known word that was probably meant.
 
 /// Help that names the known word that differs least, where it differs little.
-pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     known
         .map(|k| (distance(word, k), k))
         .min()

@@ -1,16 +1,22 @@
 //! Walks through a parsed file: each key goes to its reader, each fault gets its place.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::{Range, RangeInclusive};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeArray, DeString, DeTable, DeValue};
 
-use super::Config;
-use super::fault::Fault;
+use super::fault::{Excerpt, Fault};
 use super::keys::{KEYS, LISTS, ReadEntry};
 use super::nearest::nearest;
+use super::{Config, Takeover, names, secret, wireguard};
+use crate::wireguard::file;
+
+/// Where systemd-resolved answers (systemd-resolved.service(8)).
+const RESOLVED: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 
 /// The uid of a user, by name.
 pub(crate) type Uid<'a> = &'a dyn Fn(&str) -> Option<u32>;
@@ -26,12 +32,38 @@ pub(super) struct Reader<'a> {
     faults: Vec<Fault>,
     /// Where each server's address stands, to be held against our own.
     servers: Vec<(Range<usize>, IpAddr)>,
+    /// Where the name of a way out stands, to be held against the tunnels.
+    vias: Vec<(Range<usize>, String)>,
+    /// Where the name of each tunnel stands.
+    tunnels: Vec<(Range<usize>, String)>,
+    /// Where the first secret stands.
+    secret: Option<Range<usize>>,
+    /// The file that is read, where it is one.
+    file: Option<&'a Path>,
+    /// It is no TOML.
+    broken: bool,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &'a str, directory: &'a Path, uid: Uid<'a>) -> Self {
-        let (faults, servers) = (Vec::new(), Vec::new());
-        Self { text, directory, uid, daemon: false, faults, servers }
+        Self {
+            text,
+            directory,
+            uid,
+            daemon: false,
+            faults: Vec::new(),
+            servers: Vec::new(),
+            vias: Vec::new(),
+            tunnels: Vec::new(),
+            secret: None,
+            file: None,
+            broken: false,
+        }
+    }
+
+    /// The same, of a file, which others may not read where it holds a secret.
+    pub(super) fn of_file(self, file: &'a Path) -> Self {
+        Self { file: Some(file), ..self }
     }
 
     /// The same for a daemon.
@@ -46,12 +78,17 @@ impl<'a> Reader<'a> {
             Ok(root) => {
                 self.root(root.get_ref(), &mut config);
                 self.servers_that_are_us(&config);
+                wireguard::names(&mut self, &mut config);
+                names::ways_beneath(&mut self, &config);
+                self.secrets_are_kept();
             }
             Err(error) => {
+                self.broken = true;
                 self.fault(error.span().unwrap_or(0..0), error.message(), None);
             }
         }
-        self.faults.sort_by_key(|fault| (fault.line, fault.column));
+        // What the configuration itself says first.
+        self.faults.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         (config, self.faults)
     }
 
@@ -134,14 +171,67 @@ impl<'a> Reader<'a> {
         self.servers.push((span, address));
     }
 
-    /// A resolver that asks itself would never answer.
+    /// A resolver that asks itself would never answer, nor one that asks who is led to us.
     fn servers_that_are_us(&mut self, config: &Config) {
+        let led_here = self.daemon && config.dns.takeover != Takeover::Nobody;
         for (span, address) in std::mem::take(&mut self.servers) {
+            let address = address.to_canonical();
             if config.dns.addresses.contains(&address) {
                 let help = "tunneld itself answers there: a server behind it is wanted".to_owned();
                 self.fault(span, format!("`{address}` is in `dns.address`"), Some(help));
+            } else if config.device.addresses.iter().any(|own| own.addr() == address) {
+                let help = "nobody else is there: a server behind it is wanted".to_owned();
+                self.fault(span, format!("`{address}` is in `device.addresses`"), Some(help));
+            } else if led_here && RESOLVED.contains(&address) {
+                let help = "name the servers behind it, or write takeover = \"none\"".to_owned();
+                let message = format!("at `{address}` is systemd-resolved, which is led to us");
+                self.fault(span, message, Some(help));
             }
         }
+    }
+
+    /// Notes where the name of a way out stands.
+    pub(super) fn via(&mut self, span: Range<usize>, name: String) {
+        self.vias.push((span, name));
+    }
+
+    pub(super) fn take_vias(&mut self) -> Vec<(Range<usize>, String)> {
+        std::mem::take(&mut self.vias)
+    }
+
+    /// Notes where the name of a tunnel stands.
+    pub(super) fn tunnel(&mut self, span: Range<usize>, name: String) {
+        self.tunnels.push((span, name));
+    }
+
+    pub(super) fn take_tunnels(&mut self) -> Vec<(Range<usize>, String)> {
+        std::mem::take(&mut self.tunnels)
+    }
+
+    /// Notes that a secret stands in the configuration itself.
+    pub(super) fn secret(&mut self, span: Range<usize>) {
+        self.secret.get_or_insert(span);
+    }
+
+    /// A file that holds a secret is its owner's alone.
+    fn secrets_are_kept(&mut self) {
+        let Some(span) = self.secret.take() else { return };
+        let Some(file) = self.file else { return };
+        // Where there is no such file the text came from elsewhere.
+        let Ok(metadata) = file.metadata() else { return };
+        let mode = metadata.mode() & 0o777;
+        if file::is_open(mode) {
+            let message =
+                format!("others may read this secret: the mode of the file is {mode:03o}");
+            let help = format!("chmod 600 {}", file.display());
+            self.fault(span, message, Some(help));
+        }
+    }
+
+    /// Takes the faults of another file.
+    pub(super) fn faults_of(&mut self, file: &Path, faults: impl IntoIterator<Item = Fault>) {
+        let faults = faults.into_iter();
+        self.faults.extend(faults.map(|fault| Fault { file: Some(file.to_owned()), ..fault }));
     }
 
     fn key(
@@ -258,9 +348,19 @@ impl<'a> Reader<'a> {
         help: Option<String>,
     ) {
         let before = self.text.get(..span.start).unwrap_or(self.text);
-        let line = before.matches('\n').count() + 1;
+        let number = before.matches('\n').count();
         let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
-        self.faults.push(Fault { line, column, message: message.into(), help });
+        let line = self.text.lines().nth(number).unwrap_or_default();
+        let shown =
+            if self.broken { secret::broken_line(self.text, line) } else { secret::line(line) };
+        self.faults.push(Fault {
+            file: None,
+            line: number + 1,
+            column,
+            message: secret::masked(&message.into()).into_owned(),
+            help: help.map(|help| secret::masked(&help).into_owned()),
+            excerpt: Excerpt::new(line, &shown, column),
+        });
     }
 }
 

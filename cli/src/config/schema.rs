@@ -20,6 +20,12 @@ struct File {
     device: Device,
     host: Host,
     policy: Policy,
+    /// Tunnels of WireGuard.
+    #[schemars(length(max = 63))]
+    wireguard: Vec<WireGuard>,
+    /// Proxies.
+    #[schemars(length(max = 63))]
+    proxy: Vec<Proxy>,
     /// Named servers that answer names.
     #[schemars(length(max = 63))]
     resolver: Vec<Resolver>,
@@ -112,6 +118,107 @@ struct Policy {
     directory: String,
 }
 
+/// A tunnel of WireGuard: by a file of wg-quick, or by its keys here. Used by exec and run; a
+/// reload takes a change.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct WireGuard {
+    /// What policies call it, and the egress device of its flows. No default.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._+-]{1,15}$"))]
+    name: String,
+    /// File of wg-quick, relative to the configuration, which only its owner may read. Default:
+    /// none, and the keys are here.
+    #[schemars(length(min = 1))]
+    file: String,
+    /// Its private key, in base64. No default.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9+/]{43}=$"))]
+    private_key: String,
+    /// File of its private key alone, in its place. Default: none.
+    #[schemars(length(min = 1))]
+    private_key_file: String,
+    /// Its own addresses, at most one of each IP version. No default.
+    #[schemars(length(min = 1, max = 2))]
+    addresses: Vec<String>,
+    /// Its UDP port. Default: one that is free.
+    listen_port: u16,
+    /// Mark of its own packets: a number, or one in quotes as in "0xca6c", or "off". Default:
+    /// host.mark.
+    fwmark: Fwmark,
+    /// Bytes of its longest packet. Default: what the path leaves.
+    #[schemars(range(min = 576))]
+    mtu: u16,
+    /// Servers behind it, which make a resolver of its name, and search domains. Default: none.
+    #[schemars(length(max = 16))]
+    dns: Vec<String>,
+    /// Its peers. Default: none.
+    peer: Vec<Peer>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Fwmark {
+    Number(u32),
+    Word(#[schemars(regex(pattern = r"^(off|0x[0-9a-fA-F]+|[0-9]+)$"))] String),
+}
+
+/// A peer of a tunnel.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Peer {
+    /// Its public key, in base64. No default.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9+/]{43}=$"))]
+    public_key: String,
+    /// The key that both share besides, in base64. Default: none.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9+/]{43}=$"))]
+    preshared_key: String,
+    /// File of that key alone, in its place. Default: none.
+    #[schemars(length(min = 1))]
+    preshared_key_file: String,
+    /// Where it is: an address or a name, and a port. Default: where it speaks from.
+    #[schemars(length(min = 1))]
+    endpoint: String,
+    /// Prefixes behind it. Default: none.
+    allowed_ips: Vec<String>,
+    /// Seconds of silence after which it gets an empty packet, or "off". Default: off.
+    persistent_keepalive: Keepalive,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Keepalive {
+    Seconds(u16),
+    Word(Off),
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum Off {
+    Off,
+}
+
+/// A proxy. Used by exec and run; a reload takes a change.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Proxy {
+    /// What policies call it. No default.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._+-]{1,64}$"))]
+    name: String,
+    /// Its language, user and password, address or name, and port. No default.
+    #[schemars(regex(pattern = r"^([sS][oO][cC][kK][sS]5|[hH][tT][tT][pP][sS]?)://"))]
+    url: String,
+    /// Which way it is reached: direct, or the name of a tunnel. Default: direct.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._+-]{1,64}$"), extend("default" = "direct"))]
+    via: String,
+    /// File of the only roots of its certificate, relative to the configuration. Default: the
+    /// host's roots.
+    #[schemars(length(min = 1))]
+    ca: String,
+    /// File with our certificate, its chain and its key, for a proxy that asks for one. Default:
+    /// none.
+    #[schemars(length(min = 1))]
+    identity: String,
+}
+
 /// Named servers that answer names. Used by exec and run; a reload takes a change.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -123,9 +230,9 @@ struct Resolver {
     /// default.
     #[schemars(length(min = 1, max = 16))]
     servers: Vec<String>,
-    /// Which way they are reached. Default: direct, the only value in this version.
-    #[schemars(extend("default" = "direct"))]
-    via: Via,
+    /// Which way they are reached: direct, or the name of a tunnel. Default: direct.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._+-]{1,64}$"), extend("default" = "direct"))]
+    via: String,
     /// File of the only roots of its certificates, relative to the configuration. Default: the
     /// host's roots.
     #[schemars(length(min = 1))]
@@ -134,12 +241,6 @@ struct Resolver {
     /// none.
     #[schemars(length(min = 1))]
     identity: String,
-}
-
-#[derive(JsonSchema)]
-#[schemars(rename_all = "lowercase")]
-enum Via {
-    Direct,
 }
 
 /// How names are answered.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::net::UnixStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tunnel::peer::{self, Peer};
 
 use super::denial::Denial;
@@ -24,6 +24,8 @@ const WATCHES_OF_ONE_USER: usize = 16;
 const KILLS_OF_ONE_USER: usize = 4;
 /// Names that are asked for one user at once.
 const INQUIRIES_OF_ONE_USER: usize = 8;
+/// Long answers to one user that are being made or were not read yet.
+const LISTS_OF_ONE_USER: usize = 4;
 /// Policies that are received from one user at once: each may be as long as a body may be.
 const POLICIES_OF_ONE_USER: usize = 2;
 
@@ -43,6 +45,8 @@ struct Place {
     busy: usize,
     task: Task,
     kick: Arc<Notify>,
+    /// One for all places of a user.
+    lists: Arc<Semaphore>,
 }
 
 /// What one user may not do as often as there are places.
@@ -79,6 +83,7 @@ pub(super) struct Seat {
     connections: Arc<Connections>,
     number: u64,
     kick: Arc<Notify>,
+    lists: Arc<Semaphore>,
     peer: Peer,
 }
 
@@ -116,10 +121,15 @@ impl Connections {
         let number = connections.given.fetch_add(1, Ordering::Relaxed);
         let kick = Arc::new(Notify::new());
         let (uid, busy, task) = (peer.uid, 0, Task::Short);
-        let place = Place { number, uid, busy, task, kick: Arc::clone(&kick) };
-        places.push(place);
+        let another = places.iter().find(|place| place.uid == uid);
+        let lists = another.map_or_else(
+            || Arc::new(Semaphore::new(LISTS_OF_ONE_USER)),
+            |place| Arc::clone(&place.lists),
+        );
+        let (kicked, listed) = (Arc::clone(&kick), Arc::clone(&lists));
+        places.push(Place { number, uid, busy, task, kick: kicked, lists: listed });
         drop(places);
-        Some(Seat { connections: Arc::clone(connections), number, kick, peer })
+        Some(Seat { connections: Arc::clone(connections), number, kick, lists, peer })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Place>> {
@@ -150,6 +160,18 @@ impl Seat {
     pub(super) fn busy(seat: &Arc<Self>) -> Busy {
         seat.connections.change(seat.number, |place| place.busy += 1);
         Busy(Arc::clone(seat))
+    }
+
+    /// Waits until this user has room for one more long answer.
+    pub(super) async fn list(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.lists).acquire_owned().await.ok()
+    }
+
+    /// Whether events are sent to it: nobody need read those at once.
+    pub(super) fn watches(&self) -> bool {
+        let mut watches = false;
+        self.connections.change(self.number, |place| watches = place.task == Task::Watch);
+        watches
     }
 
     /// Something else than a short answer begins; `None` where this user does it often enough.

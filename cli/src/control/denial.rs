@@ -3,16 +3,21 @@
 //! hyper answers what it can't parse by itself, with a status and no body, or not at all (half a
 //! head, HTTP/2). [`Spoken`] stands between it and the socket and says what is to be said.
 
+use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
+use tokio::time::{Instant, Sleep, sleep};
 
+use super::connections::Seat;
 use super::rights::Right;
 use crate::daemon::{KillError, NotAsked, NotLoaded, Unanswered, Unexplained};
 use crate::diagnostics::Told;
@@ -149,7 +154,10 @@ impl From<NotLoaded> for Denial {
             NotLoaded::Configuration(_) | NotLoaded::Resolver(_) | NotLoaded::Policy(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, code::FINDING)
             }
-            NotLoaded::NeedsRestart(_) => (StatusCode::CONFLICT, code::FAILED),
+            NotLoaded::NeedsRestart(_)
+            | NotLoaded::Shards(_)
+            | NotLoaded::Unled(_)
+            | NotLoaded::Unopened(_) => (StatusCode::CONFLICT, code::FAILED),
             NotLoaded::Unreadable { .. } | NotLoaded::Files(_) | NotLoaded::Crashed => {
                 (StatusCode::INTERNAL_SERVER_ERROR, code::FAILED)
             }
@@ -207,11 +215,34 @@ pub(super) struct Spoken {
     said: bool,
     /// What is said instead of what hyper wrote, and how much of it is out.
     instead: Option<(Vec<u8>, usize)>,
+    seat: Arc<Seat>,
+    patience: Duration,
+    /// Till when something has to be read of what is said.
+    unread: Option<Pin<Box<Sleep>>>,
 }
 
 impl Spoken {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, heard: false, said: false, instead: None }
+    /// Of what is said to who has this seat something must be read within `patience`, unless it is
+    /// a stream of events.
+    pub(super) fn new(stream: UnixStream, seat: Arc<Seat>, patience: Duration) -> Self {
+        Self { stream, heard: false, said: false, instead: None, seat, patience, unread: None }
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if written.is_ready() {
+            self.unread = None;
+            return written;
+        }
+        let patience = self.patience;
+        let unread = self.unread.get_or_insert_with(|| Box::pin(sleep(patience)));
+        while unread.as_mut().poll(cx).is_ready() {
+            if !self.seat.watches() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            unread.as_mut().reset(Instant::now() + patience);
+        }
+        Poll::Pending
     }
 }
 
@@ -267,17 +298,18 @@ impl AsyncWrite for Spoken {
         if this.instead.is_none() {
             this.instead = own_answer(buf).map(|denial| (denial.message(), 0));
         }
-        while let Some((message, written)) = &mut this.instead {
-            let Some(rest) = message.get(*written..).filter(|rest| !rest.is_empty()) else {
-                this.instead = None;
+        while let Some((message, written)) = this.instead.take() {
+            let Some(rest) = message.get(written..).filter(|rest| !rest.is_empty()) else {
                 return Poll::Ready(Ok(buf.len()));
             };
-            match ready!(Pin::new(&mut this.stream).poll_write(cx, rest))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => *written += count,
+            let more = this.write(cx, rest);
+            let count = if let Poll::Ready(Ok(count)) = &more { *count } else { 0 };
+            this.instead = Some((message, written + count));
+            if ready!(more)? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
         }
-        Pin::new(&mut this.stream).poll_write(cx, buf)
+        this.write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

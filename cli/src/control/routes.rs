@@ -18,10 +18,11 @@ use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::connections::{Seat, Task};
+use super::connections::{Busy, Seat, Task};
 use super::denial::Denial;
 use super::openapi;
 use super::rights::Right;
+use crate::config::Named;
 use crate::daemon::{
     Daemon, FlowId, Inquiry, KillError, NoFlowId, NotLoaded, OPENMETRICS, Reloaded, Selection,
     Unexplained,
@@ -36,7 +37,7 @@ const POLICY: usize = 64 << 20;
 /// Policies that are compiled at once: each may take a processor for seconds and several times
 /// its size.
 const POLICIES: usize = 2;
-/// Lists that are written at once: 65,536 flows take a processor for 0.3 s and 50 MB.
+/// Lists that are made at once: 65,536 flows take a processor for 0.3 s and 50 MB.
 const LISTS: usize = 2;
 /// Flows that are looked for at once, to end them: a shard takes a few more.
 const KILLS: usize = 8;
@@ -101,9 +102,11 @@ async fn flows(
         None => None,
         Some(expression) => Some(select(&control, expression).await?),
     };
+    let list = control.list(&seat).await?;
     let turn = control.turn(&control.lists).await?;
     let daemon = Arc::clone(&control.daemon);
-    Ok(lines(to_its_end(turn, async move { daemon.flows(selection).await }).await??))
+    let flows = to_its_end(turn, async move { daemon.flows(selection).await }).await??;
+    Ok(long(LINES, flows, list))
 }
 
 async fn kill(
@@ -139,9 +142,11 @@ async fn rules(
 ) -> Answer {
     control.require(&seat, Right::Look)?;
     query(&uri, [])?;
+    let list = control.list(&seat).await?;
     let turn = control.turn(&control.lists).await?;
     let daemon = Arc::clone(&control.daemon);
-    Ok(lines(to_its_end(turn, async move { daemon.rules().await }).await??))
+    let rules = to_its_end(turn, async move { daemon.rules().await }).await??;
+    Ok(long(LINES, rules, list))
 }
 
 async fn reload(
@@ -156,12 +161,13 @@ async fn reload(
         Some(other) => return Err(Denial::bad(format!("dry_run is 0 or 1, not `{other}`"))),
     };
     control.require(&seat, if dry_run { Right::Look } else { Right::Act })?;
+    let list = control.list(&seat).await?;
     // Reloads wait for each other anyway.
     let turn = if dry_run { Some(control.turn(&control.policies).await?) } else { None };
     let daemon = Arc::clone(&control.daemon);
     let reload =
         async move { if dry_run { daemon.rehearse().await } else { daemon.reload().await } };
-    told(to_its_end(turn, reload).await??, "reload").await
+    told(to_its_end(turn, reload).await??, "reload", list).await
 }
 
 async fn diff(
@@ -173,12 +179,12 @@ async fn diff(
     query(request.uri(), [])?;
     let receiving = Seat::begin(&seat, Task::Policy).ok_or_else(Denial::crowded)?;
     let body = control.body(request, POLICY).await?;
-    let _busy = Seat::busy(&seat);
+    let list = control.list(&seat).await?;
     let turn = control.turn(&control.policies).await?;
     let in_force = control.daemon.in_force();
     let load = move || {
         let sent: PolicySent = parse(&body)?;
-        let loaded = sent.load(in_force.policy.resolvers());
+        let loaded = sent.load(&Named::of(&in_force.policy));
         loaded.map_err(|found| Denial::faulty(code::FINDING, "the policy has errors", found))
     };
     let daemon = Arc::clone(&control.daemon);
@@ -187,7 +193,7 @@ async fn diff(
         let (policy, warnings) = loaded.unwrap_or_else(|_| Err(NotLoaded::Crashed.into()))?;
         Ok::<_, Denial>(daemon.compare(policy, warnings).await?)
     };
-    told(to_its_end((receiving, turn), compare).await??, "diff").await
+    told(to_its_end((receiving, turn), compare).await??, "diff", list).await
 }
 
 async fn explain(
@@ -297,6 +303,13 @@ impl Control {
         if granted { Ok(()) } else { Err(Denial::not_permitted(right)) }
     }
 
+    /// Waits until the user has read enough of what they have asked before.
+    async fn list(&self, seat: &Arc<Seat>) -> Result<List, Denial> {
+        let busy = Seat::busy(seat);
+        let list = timeout(self.patience, seat.list()).await;
+        Ok((busy, list.ok().flatten().ok_or_else(Denial::crowded)?))
+    }
+
     /// Waits for a turn at something that takes the processor long: see [`to_its_end`].
     async fn turn(&self, turns: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Denial> {
         let turn = timeout(self.patience, Arc::clone(turns).acquire_owned()).await;
@@ -386,14 +399,28 @@ fn lines(lines: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, LINES)], lines).into_response()
 }
 
+/// Held from before a long answer is made until its last byte was read, or its client has gone:
+/// its connection does not give way, and its user does not have many of them.
+type List = (Busy, OwnedSemaphorePermit);
+
+fn long(kind: &'static str, text: Vec<u8>, list: List) -> Response {
+    struct Held(Vec<u8>, #[expect(dead_code, reason = "held")] List);
+    impl AsRef<[u8]> for Held {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    ([(header::CONTENT_TYPE, kind)], Bytes::from_owner(Held(text, list))).into_response()
+}
+
 /// A few objects, one a line.
 fn objects(objects: &[Value]) -> Response {
     lines(objects.iter().map(|object| format!("{object}\n")).collect::<String>().into_bytes())
 }
 
 /// A policy may cut many flows: its object is written on a thread of its own.
-async fn told(reloaded: Reloaded, event: &'static str) -> Answer {
+async fn told(reloaded: Reloaded, event: &'static str, list: List) -> Answer {
     let write = move || format!("{}\n", reloaded.object(event));
     let text = tokio::task::spawn_blocking(write).await.map_err(|_| NotLoaded::Crashed)?;
-    Ok(([(header::CONTENT_TYPE, OBJECT)], text).into_response())
+    Ok(long(OBJECT, text.into_bytes(), list))
 }

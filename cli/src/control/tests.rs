@@ -13,6 +13,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+mod junk;
 mod names;
 
 use super::openapi::{REQUESTS, document};
@@ -110,6 +111,7 @@ impl Served {
             | Verb::Check(_)
             | Verb::Fmt(_)
             | Verb::Run(_)
+            | Verb::Import(_)
             | Verb::Cleanup(_)
             | Verb::Man(_)
             | Verb::Completions(_)
@@ -519,6 +521,41 @@ fn lists_and_streams_hold_nobody_up() {
     eprintln!("status: p50 {:?}, p99 {p99:?} of {}", took[took.len() / 2], took.len());
     // Alone it takes 10 ms; here are two busy processors and other tests beside.
     assert!(p99 < Duration::from_millis(500), "{p99:?}");
+}
+
+/// Who asks for long lists and reads nothing has few of them at a time, and not for long.
+#[test]
+fn what_nobody_reads_is_not_kept() {
+    let served = Served::crowded("unread", Access::default(), 3_000);
+    let (_, body) = served.send(request("GET", "/v1/flows", "").as_bytes());
+    let (whole, lines) = (body.len(), body.lines().count());
+    assert!(whole > 1 << 20, "more than a socket holds: {whole}");
+    let mut clients: Vec<UnixStream> = (0..40)
+        .map(|_| {
+            let mut stream = served.connect();
+            stream.write_all(request("GET", "/v1/flows", "").as_bytes()).expect("it listens");
+            stream
+        })
+        .collect();
+    let began = Instant::now();
+    while began.elapsed() < 5 * PATIENCE {
+        assert_eq!(served.get("/v1/status").0, 200);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let mut made = 0;
+    for client in &mut clients {
+        let mut told = Vec::new();
+        let _ = client.read_to_end(&mut told);
+        let told = String::from_utf8_lossy(&told);
+        if told.starts_with("HTTP/1.1 200") {
+            made += 1;
+            let (_, body) = told.split_once("\r\n\r\n").expect("a head");
+            assert!(body.len() < whole, "it was cut off");
+        }
+    }
+    assert!((1..=8).contains(&made), "{made} lists were made");
+    let (status, body) = served.send(request("GET", "/v1/flows", "").as_bytes());
+    assert_eq!((status, body.lines().count()), (200, lines));
 }
 
 #[test]

@@ -78,14 +78,33 @@ impl Daemon {
         request: &impl Fn(Answer<T>) -> Request,
     ) -> Result<oneshot::Receiver<T>, Unanswered> {
         let (handle, _) = self.shards.get(shard).ok_or(Unanswered::Gone(shard))?;
-        let deadline = Instant::now() + BUSY;
-        loop {
-            let (answer, receiver) = answer();
-            match handle.ask(request(answer)) {
-                Ok(()) => return Ok(receiver),
-                Err(Unasked::Busy) if Instant::now() < deadline => sleep(RETRY).await,
-                Err(error) => return Err(Unanswered::of(error, shard)),
-            }
+        put(&**handle, shard, request).await
+    }
+}
+
+/// Asks the shard of that number.
+pub(crate) async fn ask<T: Send + 'static>(
+    shard: &dyn Shard,
+    number: usize,
+    request: impl Fn(Answer<T>) -> Request,
+) -> Result<T, Unanswered> {
+    let deadline = Instant::now() + PATIENCE;
+    let answer = put(shard, number, &request).await?;
+    wait(number, deadline, answer).await
+}
+
+async fn put<T: Send + 'static>(
+    shard: &dyn Shard,
+    number: usize,
+    request: &impl Fn(Answer<T>) -> Request,
+) -> Result<oneshot::Receiver<T>, Unanswered> {
+    let deadline = Instant::now() + BUSY;
+    loop {
+        let (answer, receiver) = answer();
+        match shard.ask(request(answer)) {
+            Ok(()) => return Ok(receiver),
+            Err(Unasked::Busy) if Instant::now() < deadline => sleep(RETRY).await,
+            Err(error) => return Err(Unanswered::of(error, number)),
         }
     }
 }

@@ -4,8 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use engine::policy::{self, AssumedSource, Hypothesis, HypothesisError, NotAName, Policy};
-use engine::{Egress, Protocol, ResolverService, ResolverSet};
+use engine::policy::{self, AssumedSource, Hypothesis, HypothesisError, NotAName, Policy, choose};
+use engine::{Egress, Leads, Link, Protocol, ResolverSet, WayId, Ways};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tunnel::driver::request::Request;
@@ -13,6 +13,7 @@ use tunnel::source::{LookupError, Query, Routes};
 
 use super::{Daemon, Unanswered};
 use crate::explain;
+use crate::ways::WaysOut;
 
 /// A flow that somebody asks about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,11 +78,12 @@ impl Daemon {
     pub(crate) async fn explain(&self, asked: Asked) -> Result<Value, Unexplained> {
         let (in_force, mark) = (self.in_force(), self.mark);
         let destination = asked.destination.map(|address| address.to_canonical());
-        let (name, resolvers) = match (&asked.name, destination) {
-            (Some(name), _) => (Some(policy::name(name)?), ResolverSet::EMPTY),
-            (None, Some(address)) => self.name_of(address).await?,
+        let (names, resolvers) = match (&asked.name, destination) {
+            (Some(name), _) => (vec![policy::name(name)?], ResolverSet::EMPTY),
+            (None, Some(address)) => self.names_of(address).await?,
             (None, None) => return Err(Unexplained::Nowhere),
         };
+        let mut names = names.into_iter();
         let mut flow = Hypothesis {
             protocol: match asked.protocol {
                 AskedProtocol::Tcp => Protocol::Tcp,
@@ -92,7 +94,8 @@ impl Daemon {
                 .source
                 .map_or(AssumedSource::Any, |source| AssumedSource::Address(source.to_canonical())),
             destination,
-            name,
+            name: names.next(),
+            others: names.collect(),
             resolvers,
             port: asked.port,
             client: asked.client.map(|client| client.to_canonical()),
@@ -100,17 +103,17 @@ impl Daemon {
             egress: None,
         };
         flow.check()?;
-        let dns = &in_force.config.dns;
-        let resolver =
-            ResolverService { addresses: dns.addresses.clone(), intercept: dns.intercept };
+        let resolver = in_force.config.dns.service();
         let port = asked.port.unwrap_or(0);
         let served = destination.is_some_and(|to| resolver.takes(SocketAddr::new(to, port)));
         if served {
             flow.source = AssumedSource::Nothing;
         }
+        let ways = self.ways.as_ref().map(WaysOut::known).unwrap_or_default();
         let look = move || {
             let policy = Arc::clone(&in_force.policy);
-            let told = if served { serve(&policy, &flow) } else { look(&policy, flow, mark) };
+            let told =
+                if served { serve(&policy, &flow) } else { look(&policy, flow, &ways, mark) };
             told.map(|mut object| {
                 object["generation"] = json!(in_force.generation);
                 object
@@ -121,15 +124,11 @@ impl Daemon {
 }
 
 impl Daemon {
-    /// The name that a flow to this address would have, and who told of it. Each shard knows
-    /// the same.
-    async fn name_of(
-        &self,
-        address: IpAddr,
-    ) -> Result<(Option<Arc<str>>, ResolverSet), Unanswered> {
-        let told = self.ask_all(|answer| Request::Name { address, answer }).await?;
-        let known = told.into_iter().flatten().next();
-        Ok(known.map_or((None, ResolverSet::EMPTY), |(name, set)| (Some(name), set)))
+    /// The names that lead to this address, the one that a flow would have first, and who told
+    /// of it. Each shard knows the same.
+    async fn names_of(&self, address: IpAddr) -> Result<(Vec<Arc<str>>, ResolverSet), Unanswered> {
+        let told = self.ask_all(|answer| Request::Names { address, answer }).await?;
+        Ok(told.into_iter().next().unwrap_or_default())
     }
 }
 
@@ -143,12 +142,23 @@ fn serve(policy: &Policy, flow: &Hypothesis) -> Result<Value, Unexplained> {
     Ok(object)
 }
 
-fn look(policy: &Policy, mut flow: Hypothesis, mark: Option<u32>) -> Result<Value, Unexplained> {
-    let found = flow.destination.map(|destination| route(&flow, destination, mark));
-    flow.egress = found.as_ref().and_then(|found| found.as_ref().ok()).copied();
-    match (policy.explain(&flow), found) {
+fn look(
+    policy: &Policy,
+    mut flow: Hypothesis,
+    ways: &Ways,
+    mark: Option<u32>,
+) -> Result<Value, Unexplained> {
+    let (mut via, mut found) = leave(policy, &mut flow, ways, mark);
+    if policy.names_disagree(&flow, |way| ways.is_usable(way)) {
+        flow = flow.unnamed();
+        (via, found) = leave(policy, &mut flow, ways, mark);
+    }
+    match (policy.explain_with(&flow, |way| ways.is_usable(way)), found) {
         (Ok(told), found) => {
             let mut object = explain::object(policy, &flow, &told);
+            if let (Some(link), true) = (ways.first_link(via), flow.egress.is_some()) {
+                object["egress"]["underlay"] = json!(link.underlay.map(|d| d.as_str().to_owned()));
+            }
             let unresolved = found.and_then(Result::err).map(|error| error.to_string());
             object["unresolved"] = json!(unresolved);
             Ok(object)
@@ -160,7 +170,36 @@ fn look(policy: &Policy, mut flow: Hypothesis, mark: Option<u32>) -> Result<Valu
     }
 }
 
-/// What it would leave with.
+/// Which way out it would take, and what it would leave with by it.
+fn leave(
+    policy: &Policy,
+    flow: &mut Hypothesis,
+    ways: &Ways,
+    mark: Option<u32>,
+) -> (WayId, Option<Result<Egress, LookupError>>) {
+    let (via, _) = choose(policy.supposed_route(flow).ways, |way| ways.is_usable(way));
+    let leads = ways.way(via).map(|way| &way.leads);
+    let found = flow.destination.and_then(|destination| match leads {
+        Some(Leads::Direct) => Some(route(flow, destination, mark)),
+        Some(Leads::Proxy(proxy)) => match proxy.behind {
+            None => Some(route(flow, proxy.address.ip(), mark)),
+            Some(_) => Some(inside(ways.first_link(via), proxy.address.ip())),
+        },
+        Some(Leads::Link(link)) => Some(inside(Some(link), destination)),
+        None => None,
+    });
+    flow.egress = found.as_ref().and_then(|found| found.as_ref().ok()).copied();
+    (via, found)
+}
+
+/// What it would leave with into a tunnel.
+fn inside(link: Option<&Link>, destination: IpAddr) -> Result<Egress, LookupError> {
+    let link = link.ok_or(LookupError::NoSource)?;
+    let address = link.address(destination).ok_or(LookupError::NoSource)?;
+    Ok(Egress { address, device: link.device })
+}
+
+/// What the kernel would have it leave with.
 fn route(flow: &Hypothesis, destination: IpAddr, mark: Option<u32>) -> Result<Egress, LookupError> {
     let source = match (flow.client, flow.source) {
         // A forwarded flow leaves with an address of this host.

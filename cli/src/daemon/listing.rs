@@ -13,6 +13,7 @@ use super::{Daemon, InForce, Selection, Unanswered, absolute};
 use crate::args::VERSION;
 use crate::policy_files::directory;
 use crate::report::{self, Users, timestamp};
+use crate::ways::{Told, ToldProxy};
 
 /// `SHARD-NUMBER`: a flow of this run of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,6 +147,9 @@ impl Daemon {
                 "flows_opened": shard.flows_opened, "memory": shard.memory,
             })
         });
+        let (tunnels, proxies) = self.ways_out().await;
+        let tunnels: Vec<Value> = tunnels.into_iter().map(|told| told.object).collect();
+        let proxies: Vec<Value> = proxies.into_iter().map(|told| told.object).collect();
         let in_force = self.in_force();
         let summary = in_force.policy.summary();
         Ok(json!({
@@ -166,6 +170,7 @@ impl Daemon {
             "packets_in": sum(|s| s.counters.packets_in),
             "to_app": sum(|s| s.counters.to_app),
             "to_egress": sum(|s| s.counters.to_egress),
+            "to_link": sum(|s| s.counters.to_link),
             "held": sum(|s| s.counters.held),
             "dropped": dropped(|s| &s.counters.dropped),
             "replies_dropped": dropped(|s| &s.counters.replies_dropped),
@@ -174,8 +179,20 @@ impl Daemon {
             "older": sum(|s| s.older),
             "watchers": self.events.watchers(),
             "tracking": self.tracking.load(Ordering::Relaxed),
+            "tunnels": tunnels,
+            "proxies": proxies,
             "shards": each.collect::<Value>(),
         }))
+    }
+}
+
+impl Daemon {
+    /// Tunnels and proxies, in the order of their numbers.
+    pub(super) async fn ways_out(&self) -> (Vec<Told>, Vec<ToldProxy>) {
+        match &self.ways {
+            Some(ways) => ways.tell().await,
+            None => Default::default(),
+        }
     }
 }
 

@@ -15,10 +15,12 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
 use tunnel::driver::request::{Limits, Request, Status};
+use tunnel::link::wireguard::LinkDropped;
 
 use super::{Daemon, InForce, Unanswered};
 use crate::names::Names;
 use crate::shards;
+use crate::ways::{Told, ToldProxy};
 
 /// The media type of what [`Daemon::metrics`] writes.
 pub(crate) const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -32,6 +34,8 @@ struct Scrape {
     watchers: usize,
     names: Statistics,
     resolvers: Resolvers,
+    tunnels: Vec<Told>,
+    proxies: Vec<ToldProxy>,
 }
 
 /// Metrics of one name.
@@ -53,6 +57,14 @@ enum Values {
     Count(fn(&Statistics) -> u64),
     /// One of each resolver, which only grows.
     CountOfResolver(fn(&ResolverStatistics) -> u64),
+    /// One of each tunnel, which only grows.
+    CountOfTunnel(fn(&Told) -> u64),
+    /// One of each tunnel and cause, which only grows.
+    DroppedOfTunnel,
+    /// One of each tunnel at this moment, where there is one.
+    NowOfTunnel(fn(&Told) -> Option<u64>),
+    /// One of each proxy at this moment.
+    NowOfProxy(fn(&ToldProxy) -> u64),
     /// One at this moment.
     Now(fn(&Scrape) -> u64),
     /// One of each shard at this moment.
@@ -61,7 +73,7 @@ enum Values {
     Time(fn(&Scrape) -> SystemTime),
 }
 
-static FAMILIES: [Family; 30] = [
+static FAMILIES: [Family; 37] = [
     Family {
         name: "start_time",
         help: "When the daemon started, since the epoch",
@@ -148,6 +160,7 @@ static FAMILIES: [Family; 30] = [
             let sum = |of: fn(&Status) -> u64| scrape.shards.iter().map(of).sum();
             vec![
                 ("to-egress", sum(|shard| shard.counters.to_egress)),
+                ("to-link", sum(|shard| shard.counters.to_link)),
                 ("to-app", sum(|shard| shard.counters.to_app)),
                 ("dropped", sum(|shard| shard.counters.dropped.iter().sum())),
             ]
@@ -253,6 +266,48 @@ static FAMILIES: [Family; 30] = [
         unit: None,
         values: Values::CountOfResolver(|resolver| resolver.failed),
     },
+    Family {
+        name: "proxy_usable",
+        help: "Whether new flows may take the proxy: 1 or 0",
+        unit: None,
+        values: Values::NowOfProxy(|proxy| proxy.usable.into()),
+    },
+    Family {
+        name: "tunnel_usable",
+        help: "Whether new flows may take the tunnel: 1 or 0",
+        unit: None,
+        values: Values::NowOfTunnel(|tunnel| Some(tunnel.usable.into())),
+    },
+    Family {
+        name: "tunnel_sent",
+        help: "What was sent to the peers of the tunnel",
+        unit: Some(Unit::Bytes),
+        values: Values::CountOfTunnel(|tunnel| tunnel.sent),
+    },
+    Family {
+        name: "tunnel_received",
+        help: "What authentic messages of its peers brought",
+        unit: Some(Unit::Bytes),
+        values: Values::CountOfTunnel(|tunnel| tunnel.received),
+    },
+    Family {
+        name: "tunnel_handshakes",
+        help: "Sessions that began",
+        unit: None,
+        values: Values::CountOfTunnel(|tunnel| tunnel.totals.handshakes),
+    },
+    Family {
+        name: "tunnel_handshake_age",
+        help: "How long ago the newest session with a peer began; not there without one",
+        unit: Some(Unit::Seconds),
+        values: Values::NowOfTunnel(|tunnel| tunnel.handshake_age),
+    },
+    Family {
+        name: "tunnel_dropped",
+        help: "Packets and datagrams that the tunnel dropped",
+        unit: None,
+        values: Values::DroppedOfTunnel,
+    },
 ];
 
 fn by_cause(
@@ -299,9 +354,31 @@ impl Family {
             Values::CountOfShard(_)
             | Values::CountBy(..)
             | Values::Count(_)
+            | Values::CountOfTunnel(_)
+            | Values::DroppedOfTunnel
             | Values::CountOfResolver(_) => MetricType::Counter,
-            Values::Now(_) | Values::NowOfShard(_) | Values::Time(_) => MetricType::Gauge,
+            Values::Now(_)
+            | Values::NowOfShard(_)
+            | Values::NowOfTunnel(_)
+            | Values::NowOfProxy(_)
+            | Values::Time(_) => MetricType::Gauge,
         };
+        // A family without a sample is none.
+        let has_samples = match self.values {
+            Values::CountOfTunnel(_) | Values::DroppedOfTunnel => !scrape.tunnels.is_empty(),
+            Values::NowOfTunnel(of) => scrape.tunnels.iter().any(|told| of(told).is_some()),
+            Values::NowOfProxy(_) => !scrape.proxies.is_empty(),
+            Values::CountOfShard(_)
+            | Values::CountBy(..)
+            | Values::Count(_)
+            | Values::CountOfResolver(_)
+            | Values::Now(_)
+            | Values::NowOfShard(_)
+            | Values::Time(_) => true,
+        };
+        if !has_samples {
+            return Ok(());
+        }
         let mut metric =
             encoder.encode_descriptor(self.name, self.help, self.unit.as_ref(), kind)?;
         let no_exemplar = None::<&Exemplar<NoLabelSet, u64>>;
@@ -327,6 +404,34 @@ impl Family {
                     metric.encode_family(&labels)?.encode_counter(&count, no_exemplar)?;
                 }
             }
+            Values::CountOfTunnel(of) => {
+                for told in &scrape.tunnels {
+                    let labels = [("tunnel", &*told.name)];
+                    metric.encode_family(&labels)?.encode_counter(&of(told), no_exemplar)?;
+                }
+            }
+            Values::DroppedOfTunnel => {
+                for told in &scrape.tunnels {
+                    for cause in LinkDropped::ALL {
+                        let labels = [("tunnel", &*told.name), ("cause", cause.name())];
+                        let count = told.totals.dropped(cause);
+                        metric.encode_family(&labels)?.encode_counter(&count, no_exemplar)?;
+                    }
+                }
+            }
+            Values::NowOfTunnel(of) => {
+                for told in &scrape.tunnels {
+                    let Some(value) = of(told) else { continue };
+                    let labels = [("tunnel", &*told.name)];
+                    metric.encode_family(&labels)?.encode_gauge(&value)?;
+                }
+            }
+            Values::NowOfProxy(of) => {
+                for told in &scrape.proxies {
+                    let labels = [("proxy", &*told.name)];
+                    metric.encode_family(&labels)?.encode_gauge(&of(told))?;
+                }
+            }
             Values::Now(of) => metric.encode_gauge(&of(scrape))?,
             Values::NowOfShard(of) => {
                 for (number, shard) in numbered {
@@ -349,6 +454,7 @@ impl Daemon {
         let shards = self.ask_all(|answer| Request::Status { answer }).await?;
         let mut registry = Registry::with_prefix("tunneld");
         let in_force = self.in_force();
+        let (tunnels, proxies) = self.ways_out().await;
         registry.register_collector(Box::new(Scrape {
             shards,
             names: self.names.as_ref().map(Names::statistics).unwrap_or_default(),
@@ -356,6 +462,8 @@ impl Daemon {
             in_force,
             started: self.started,
             watchers: self.events.watchers(),
+            tunnels,
+            proxies,
         }));
         let mut written = String::new();
         // A string takes whatever is written.
@@ -370,6 +478,7 @@ mod tests {
 
     use super::super::standin::{Disk, Manner, daemon};
     use super::super::{Access, Daemon};
+    use super::Values;
 
     fn ask<T>(what: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -385,6 +494,25 @@ mod tests {
 
     /// Name of a sample and its labels as they stand, with the value.
     type Samples<'t> = BTreeMap<(&'t str, &'t str), f64>;
+
+    /// The names of what only a daemon with tunnels or proxies has.
+    fn of_ways_out() -> impl Iterator<Item = String> {
+        super::FAMILIES.iter().filter_map(|family| {
+            let total = match family.values {
+                Values::CountOfTunnel(_) | Values::DroppedOfTunnel => "_total",
+                Values::NowOfTunnel(_) | Values::NowOfProxy(_) => "",
+                Values::CountOfShard(_)
+                | Values::CountBy(..)
+                | Values::Count(_)
+                | Values::CountOfResolver(_)
+                | Values::Now(_)
+                | Values::NowOfShard(_)
+                | Values::Time(_) => return None,
+            };
+            let unit = family.unit.as_ref().map(|unit| format!("_{}", unit.as_str()));
+            Some(format!("tunneld_{}{}{total}", family.name, unit.unwrap_or_default()))
+        })
+    }
 
     /// Reads an exposition by the letter of OpenMetrics 1.0: kind and samples of each family.
     fn parse(text: &str) -> Result<BTreeMap<&str, (&str, Samples<'_>)>, String> {
@@ -498,7 +626,9 @@ mod tests {
         }
         assert!(sum("tunneld_flows") > 0.0 && sum("tunneld_packets_in") > 0.0);
         let outcomes = &families["tunneld_packets"].1;
-        for (outcome, key) in [("to-egress", "to_egress"), ("to-app", "to_app")] {
+        for (outcome, key) in
+            [("to-egress", "to_egress"), ("to-link", "to_link"), ("to-app", "to_app")]
+        {
             let labels = format!("outcome=\"{outcome}\"");
             let value = outcomes[&("tunneld_packets_total", labels.as_str())];
             assert_eq!(Some(value), status[key].as_f64(), "{outcome}");
@@ -530,9 +660,11 @@ mod tests {
     fn all_are_documented_and_no_others() {
         let (_disk, _daemon, text) = scraped("metrics-docs");
         let families = parse(&text).expect("an exposition");
+        let of_ways_out: Vec<String> = of_ways_out().collect();
         let told: BTreeSet<&str> = families
             .values()
             .flat_map(|(_, samples)| samples.keys().map(|(name, _)| *name))
+            .chain(of_ways_out.iter().map(String::as_str))
             .collect();
         let docs = include_str!("../../../docs/json.md");
         let section = docs.split_once("\n## Metrics\n").expect("a section").1;

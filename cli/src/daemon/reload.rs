@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! read the configuration ─▶ which keys changed? ─▶ read, compile and test the policy
-//!   ─▶ does every shard answer? ─▶ tell them all ─▶ it is in force ─▶ each has judged its flows
+//!   ─▶ does every shard answer? ─▶ can the host's resolver follow?
+//!   ─▶ tell them all ─▶ it is in force ─▶ the host's resolver follows ─▶ each has judged its flows
 //! ```
 //!
 //! Whatever fails before the shards are told leaves no trace. To tell them is one step that
@@ -17,18 +18,21 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use dns::upstream::ConfigError;
-use engine::Report;
 use engine::policy::{Policy, Verdict};
+use engine::{Report, ResolverService, Ways};
 use serde_json::{Value, json};
 use tunnel::driver::request::{self, Changed, Request};
+use zeroize::Zeroizing;
 
-use super::{Access, Daemon, InForce, Unanswered};
-use crate::config::{self, Config};
+use super::{Access, Daemon, InForce, Unanswered, Unled, on_host};
+use crate::config::{self, Config, Dns, Named};
 use crate::diagnostics::Told;
 use crate::names::Names;
 use crate::policy_files::{self, PolicyFiles};
 use crate::report::{self, Clock, Users};
+use crate::secrets;
 use crate::shards;
+use crate::ways::{Prepared, Unopened, Wanted};
 
 /// What a reload did, or would do.
 #[derive(Debug)]
@@ -48,10 +52,26 @@ pub(crate) struct Reloaded {
 pub(crate) struct Cut {
     shard: usize,
     clock: Clock,
+    why: Why,
+}
+
+/// The flow, and why it ends.
+#[derive(Debug)]
+struct Why {
     flow: Report,
     /// What the policy says of it.
     verdict: Option<Verdict>,
     rule: Option<String>,
+    /// The way out that it would take now, where that is another.
+    moved: Option<Arc<str>>,
+}
+
+impl Cut {
+    /// The way out that a new flow takes in its place.
+    fn moved(&self) -> Option<&str> {
+        let goes_on = self.why.verdict == Some(Verdict::Allow);
+        self.why.moved.as_deref().filter(|_| goes_on)
+    }
 }
 
 /// Why a policy or a configuration was not put in force: everything is as it was. Or, in one
@@ -75,9 +95,18 @@ pub(crate) enum NotLoaded {
     /// Keys were changed that a running daemon cannot follow.
     #[error("{} changed, which needs a restart", list(.0))]
     NeedsRestart(Vec<&'static str>),
+    /// Tunnels, with more than one shard.
+    #[error("`[[wireguard]]` with {0} queues of the device: not in this version")]
+    Shards(usize),
     /// A resolver cannot be set up.
     #[error("{0}")]
     Resolver(#[from] ConfigError),
+    /// The host's own resolver cannot follow.
+    #[error("{0}")]
+    Unled(#[from] Unled),
+    /// A tunnel cannot be opened or changed.
+    #[error("{0}")]
+    Unopened(#[from] Unopened),
     /// The policy is wrong.
     #[error("the policy has errors")]
     Policy(Vec<Told>),
@@ -108,30 +137,61 @@ impl Daemon {
     pub(crate) async fn reload(&self) -> Result<Reloaded, NotLoaded> {
         let _turn = self.reloading.lock().await;
         let Read { config, access, policy, warnings } = self.read_again().await?;
-        let prepare = |names: &Names| names.prepare(&config, policy.resolvers());
+        self.may_have_tunnels(&config)?;
+        if config.has_secrets() {
+            // The first ones may have come with this reload.
+            secrets::keep();
+        }
+        let prepare = |names: &Names| names.prepare(&config, &policy);
         let configured = self.names.as_ref().map(prepare).transpose()?;
         // One that is gone or hangs is found before any is told.
         self.ask_all(|answer| Request::Status { answer }).await?;
         let before = self.in_force();
+        let led = |dns: &Dns| (dns.addresses.clone(), dns.takeover);
+        let moves = led(&before.config.dns) != led(&config.dns);
+        let on_host = self.on_host.as_ref().filter(|_| moves);
+        if let Some(host) = on_host {
+            on_host::prepare(host, &config.dns).await?;
+        }
+        // Last of what can fail: the tunnels that are new are open then.
+        let prepared = match &self.ways {
+            Some(ways) => Some(ways.prepare(Wanted::of(&config, policy.ways())?).await?),
+            None => None,
+        };
+        let ways = prepared.as_ref().map(Prepared::ways);
         let policy = Arc::new(policy);
         let generation = before.generation + 1;
         let limits = shards::share(config.limits, self.shards.len());
+        let resolver = config.dns.service();
         let cut = self.tell_all(|answer| {
-            let policy = Arc::clone(&policy);
-            Request::Reload(request::Reload { policy, generation, limits, answer })
+            let (policy, resolver) = (Arc::clone(&policy), Some(resolver.clone()));
+            let ways = ways.clone();
+            Request::Reload(request::Reload { policy, generation, limits, resolver, ways, answer })
         });
+        let committed = prepared.map(Prepared::commit);
         if let Some((names, configured)) = self.names.as_ref().zip(configured) {
+            // Until nothing leads to the old addresses any more they are ours as well.
+            names.set_own(&[&before.config, &config]);
             names.put_in_force(configured, &config, &policy);
         }
         let loaded = SystemTime::now();
-        let policy = Arc::clone(&policy);
+        let (named, policy) = (policy.ways().clone(), Arc::clone(&policy));
         self.put_in_force(InForce { policy, generation, loaded, config, access });
+        if let Some(host) = on_host {
+            on_host::commit(host).await;
+        }
+        if let Some(names) = &self.names {
+            names.set_own(&[&self.in_force().config]);
+        }
         let cut = cut.await;
+        // No flow is in a tunnel that is gone.
+        drop(committed);
         // A large policy takes a while to free.
         tokio::task::spawn_blocking(move || drop(before));
-        let cut = self.per_shard(cut.map_err(NotLoaded::Unconfirmed)?, |flow| {
+        let cut = self.per_shard(cut.map_err(NotLoaded::Unconfirmed)?, |cut| {
+            let engine::Cut { flow, moved } = cut;
             let (verdict, rule) = (flow.verdict, flow.rule.clone());
-            (flow, verdict, rule)
+            Why { flow, verdict, rule, moved: moved.and_then(|way| named.name(way).cloned()) }
         });
         Ok(Reloaded { generation, dry_run: false, cut, warnings })
     }
@@ -141,8 +201,13 @@ impl Daemon {
     /// # Errors
     /// What would keep it from doing so.
     pub(crate) async fn rehearse(&self) -> Result<Reloaded, NotLoaded> {
-        let Read { policy, warnings, .. } = self.read_again().await?;
-        self.compare(policy, warnings).await
+        let Read { config, policy, warnings, .. } = self.read_again().await?;
+        self.may_have_tunnels(&config)?;
+        let ways = match &self.ways {
+            Some(ways) => Some(ways.rehearse(Wanted::of(&config, policy.ways())?).await?),
+            None => None,
+        };
+        self.compare_with(policy, Some(config.dns.service()), ways, warnings).await
     }
 
     /// Which live flows would this policy end?
@@ -154,15 +219,39 @@ impl Daemon {
         policy: Policy,
         warnings: Vec<Told>,
     ) -> Result<Reloaded, NotLoaded> {
+        self.compare_with(policy, None, None, warnings).await
+    }
+
+    async fn compare_with(
+        &self,
+        policy: Policy,
+        resolver: Option<ResolverService>,
+        ways: Option<Arc<Ways>>,
+        warnings: Vec<Told>,
+    ) -> Result<Reloaded, NotLoaded> {
         let policy = Arc::new(policy);
-        let request = |answer| Request::Compare { policy: Arc::clone(&policy), answer };
+        let request = |answer| {
+            let (policy, resolver, ways) = (Arc::clone(&policy), resolver.clone(), ways.clone());
+            Request::Compare { policy, resolver, ways, answer }
+        };
         let changed = self.ask_all(request).await?;
-        let cut = self.per_shard(changed, |Changed { flow, verdict, rule }| {
-            (flow, Some(verdict), Some(rule))
+        let cut = self.per_shard(changed, |Changed { flow, verdict, rule, moved }| {
+            let moved = moved.and_then(|way| policy.ways().name(way).cloned());
+            Why { flow, verdict: Some(verdict), rule: Some(rule), moved }
         });
         tokio::task::spawn_blocking(move || drop(policy));
         let generation = self.in_force().generation;
         Ok(Reloaded { generation, dry_run: true, cut, warnings })
+    }
+
+    /// A tunnel is one shard's: flows of another could not take it.
+    fn may_have_tunnels(&self, config: &Config) -> Result<(), NotLoaded> {
+        let shards = self.shards.len();
+        if config.wireguard.is_empty() || shards < 2 {
+            Ok(())
+        } else {
+            Err(NotLoaded::Shards(shards))
+        }
     }
 
     async fn read_again(&self) -> Result<Read, NotLoaded> {
@@ -171,18 +260,11 @@ impl Daemon {
         tokio::task::spawn_blocking(read).await.unwrap_or(Err(NotLoaded::Crashed))
     }
 
-    fn per_shard<T>(
-        &self,
-        answers: Vec<Vec<T>>,
-        parts: impl Fn(T) -> (Report, Option<Verdict>, Option<String>),
-    ) -> Vec<Cut> {
+    fn per_shard<T>(&self, answers: Vec<Vec<T>>, why: impl Fn(T) -> Why) -> Vec<Cut> {
         let shards = self.shards.iter().enumerate().zip(answers);
         let cut = shards.flat_map(|((shard, (_, clock)), flows)| {
-            let parts = &parts;
-            flows.into_iter().map(move |flow| {
-                let (flow, verdict, rule) = parts(flow);
-                Cut { shard, clock: *clock, flow, verdict, rule }
-            })
+            let why = &why;
+            flows.into_iter().map(move |flow| Cut { shard, clock: *clock, why: why(flow) })
         });
         cut.collect()
     }
@@ -193,9 +275,10 @@ fn read(file: Option<&Path>, before: &InForce) -> Result<Read, NotLoaded> {
         None => Config::default(),
         Some(file) => {
             let text = std::fs::read_to_string(file)
+                .map(Zeroizing::new)
                 .map_err(|error| NotLoaded::Unreadable { file: file.to_owned(), error })?;
             config::whole(config::look(file, &text))
-                .map_err(|faults| NotLoaded::Configuration(Told::of_faults(&faults, &text)))?
+                .map_err(|faults| NotLoaded::Configuration(Told::of_faults(&faults)))?
         }
     };
     let changed = before.config.needs_restart(&config);
@@ -204,8 +287,8 @@ fn read(file: Option<&Path>, before: &InForce) -> Result<Read, NotLoaded> {
     }
     let path = policy_files::directory(&config);
     let files = PolicyFiles::read(&[path]).map_err(NotLoaded::Files)?;
-    let resolvers = config.resolvers_after(before.policy.resolvers());
-    let files = files.with_resolvers(resolvers.map_err(NotLoaded::Files)?);
+    let named = config.named_after(&Named::of(&before.policy)).map_err(NotLoaded::Files)?;
+    let files = files.with_names(named);
     let told = |found: Vec<engine::policy::Diagnostic>| -> Vec<Told> {
         found.iter().map(|d| Told::of(d, &|source| files.path_of(source))).collect()
     };
@@ -230,9 +313,12 @@ impl NotLoaded {
             Self::Unreadable { .. }
             | Self::Files(_)
             | Self::NeedsRestart(_)
+            | Self::Shards(_)
             | Self::Unanswered(_)
             | Self::Unconfirmed(_)
             | Self::Resolver(_)
+            | Self::Unled(_)
+            | Self::Unopened(_)
             | Self::Crashed => &[],
         }
     }
@@ -241,9 +327,14 @@ impl NotLoaded {
     pub(crate) fn help(&self) -> Option<&'static str> {
         match self {
             Self::NeedsRestart(_) => Some("restart tunneld, or take the change back"),
+            Self::Shards(_) => Some(
+                "restart tunneld: with a tunnel `device.queues = \"auto\"` is one; nothing has changed",
+            ),
             Self::Unconfirmed(_) => {
                 Some("that shard judges by it as soon as it goes on; the daemon's log says more")
             }
+            Self::Unled(error) => error.help(),
+            Self::Unopened(error) => error.help().or(Some("nothing has changed")),
             Self::Unanswered(_) | Self::Configuration(_) | Self::Policy(_) => {
                 Some("nothing has changed")
             }
@@ -256,19 +347,22 @@ impl Reloaded {
     /// As `event`: `reload` or `diff`. Takes about 4 µs a flow.
     pub(crate) fn object(&self, event: &str) -> Value {
         let mut users = Users::default();
+        let mut moved = Vec::new();
         let cut = self.cut.iter().map(|cut| {
-            json!({
-                "flow": report::object(cut.shard, &cut.flow, cut.clock, &mut users),
-                "verdict": cut.verdict.map(Verdict::as_str),
-                "rule": cut.rule,
-            })
+            let why = &cut.why;
+            let flow = report::object(cut.shard, &why.flow, cut.clock, &mut users);
+            if let Some(via) = cut.moved() {
+                moved.push(json!({ "flow": flow, "via": via }));
+            }
+            json!({ "flow": flow, "verdict": why.verdict.map(Verdict::as_str), "rule": why.rule })
         });
+        let cut: Value = cut.collect();
         json!({
             "event": event,
             "generation": self.generation,
             "dry_run": self.dry_run,
-            "cut": cut.collect::<Value>(),
-            "moved": [],
+            "cut": cut,
+            "moved": moved,
             "diagnostics": self.warnings.iter().map(Told::object).collect::<Value>(),
         })
     }

@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use dns::ask::{Question, ResolverId};
+use dns::ask::{By, Question, ResolverId};
 use dns::inquiry::{self, Seen, Unaskable, code_name, type_name};
+use dns::resolver::Source;
 use dns::split::{Choice, Form, Special};
 use engine::Resolvers;
 use engine::policy::{self, NotAName};
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Daemon;
-use crate::names::{Asked, Deaf, Names, Origin, resolver_name};
+use crate::names::{Asked, Deaf, Names, resolver_name};
 
 /// What is asked where nothing is said.
 const TYPE: &str = "A";
@@ -80,10 +81,11 @@ impl Daemon {
         let mut objects = vec![self.plan(&resolvers, &name, &question, &choice)];
         if using.is_empty() {
             let mut resolved = names.resolve(&question, &self.events).await?;
-            let asks = matches!(&choice, Choice::Ask(rule) if rule.form != Form::None);
-            resolved.from = if asks { resolved.from } else { Origin::Here };
+            if !matches!(&choice, Choice::Ask(rule) if rule.form != Form::None) {
+                resolved.source = Source::Here;
+            }
             let mut object = answer(&name, &question, resolved.took, Some(&resolved.seen));
-            object["from"] = resolved.from.word().into();
+            answered_by(&mut object, &resolvers, &resolved.source);
             objects.push(object);
         } else {
             let asked = names.ask(using, &name, &question).await?;
@@ -206,7 +208,8 @@ fn answer(name: &str, question: &Question, took: Duration, seen: Option<&Seen>) 
         "from": null,
         "server": null,
         "transport": null,
-        "took_us": u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        "answered_by": [],
+        "took_us": micros(took),
         "code": seen.map(|seen| code_name(seen.code)),
         "authentic": seen.map(|seen| seen.authentic),
         "records": records
@@ -220,28 +223,51 @@ fn answer(name: &str, question: &Question, took: Duration, seen: Option<&Seen>) 
     })
 }
 
+/// Where an answer is from. One that several made has no one server.
+fn answered_by(object: &mut Value, resolvers: &Resolvers, source: &Source) {
+    object["from"] = source.word().into();
+    let Source::Servers(by) = source else { return };
+    if let [one] = &**by {
+        object["server"] = one.server.to_string().into();
+        object["transport"] = one.transport.scheme().into();
+    }
+    let by = by.iter().map(|by| {
+        json!({
+            "resolver": &*resolver_name(resolvers, by.resolver),
+            "server": by.server.to_string(),
+            "transport": by.transport.scheme(),
+            "took_us": micros(by.took),
+        })
+    });
+    object["answered_by"] = by.collect();
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
 /// What a resolver that was named said.
 fn said(resolvers: &Resolvers, name: &str, question: &Question, asked: &Asked) -> Value {
     let seen = asked.said.as_ref().ok().map(|said| &said.seen);
     let mut object = answer(name, question, asked.took, seen);
     object["resolver"] = (*resolver_name(resolvers, asked.resolver)).into();
-    object["from"] = Origin::Servers.word().into();
-    match &asked.said {
-        Ok(said) => {
-            object["server"] = said.server.to_string().into();
-            object["transport"] = said.transport.scheme().into();
-        }
-        Err(unsaid) => {
-            object["failure"] = unsaid.failure.to_string().into();
-            let tries = unsaid.tries.iter().map(|tried| {
-                json!({
-                    "server": tried.server.to_string(),
-                    "fault": tried.fault.word(),
-                    "error": tried.fault.to_string(),
-                })
-            });
-            object["tries"] = tries.collect();
-        }
+    let by = asked.said.as_ref().map(|said| By {
+        resolver: asked.resolver,
+        server: said.server,
+        transport: said.transport,
+        took: asked.took,
+    });
+    answered_by(&mut object, resolvers, &Source::Servers(by.into_iter().collect()));
+    if let Err(unsaid) = &asked.said {
+        object["failure"] = unsaid.failure.to_string().into();
+        let tries = unsaid.tries.iter().map(|tried| {
+            json!({
+                "server": tried.server.to_string(),
+                "fault": tried.fault.word(),
+                "error": tried.fault.to_string(),
+            })
+        });
+        object["tries"] = tries.collect();
     }
     object
 }

@@ -68,12 +68,11 @@ impl Selection {
 
     /// Whether a flow is meant. A clause about what its report does not know does not hold.
     pub(crate) fn means(&self, report: &Report) -> bool {
-        let known = |owner: &engine::Owner| Fact::Known(owner.clone());
         let mut facts =
             Facts::new(report.protocol, report.client, report.destination, report.local);
-        facts.owner = report.owner.as_ref().map_or(Fact::Unknown, known);
-        facts.egress = report.egress.map_or(Fact::Unknown, Fact::Known);
-        facts.name.clone_from(&report.name);
+        facts.owner = Fact::answered(report.owner.clone());
+        facts.egress = Fact::answered(report.egress);
+        facts.name = Fact::answered(report.name.clone());
         let resolvers = self.policy.resolvers();
         facts.resolvers = report.resolvers.iter().filter_map(|name| resolvers.id(name)).collect();
         match self.policy.judge(&facts) {
@@ -92,6 +91,8 @@ fn told(diagnostic: &Diagnostic) -> Told {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// The flow of `docs/json.md`: tcp 192.168.7.5 by eth0 to 203.0.113.9:443, alice's.
@@ -141,7 +142,7 @@ mod tests {
             ("to 10.0.0.1/8", "host-bits", 4),
             ("user no-such-user-here", "unknown-user", 6),
             ("to @lan", "unknown-set", 4),
-            ("via wg0", "not-in-this-version", 5),
+            ("via wg0", "unknown-way", 5),
             ("to www..example.com", "bad-domain", 4),
             ("resolver nobody", "unknown-resolver", 10),
             ("tcp \nallow udp", "bad-character", 5),
@@ -154,6 +155,34 @@ mod tests {
             assert_eq!(object["column"], column, "{expression}: {object}");
             let text = object["excerpt"]["text"].as_str().expect("an excerpt");
             assert!(!text.starts_with(LEAD), "{object}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// No heap of words makes it panic, and none is more than clauses.
+        #[test]
+        fn no_heap_of_words_panics(
+            words in prop::collection::vec(
+                prop::sample::select(vec![
+                    "tcp", "to", "from", "not", "port", "via", "resolver", "user", "cgroup", "egress",
+                    "default", "allow", "set", "route", "policy 1", "@a", "any", "443", "9-1", ",",
+                    "10.0.0.0/8", "10.0.0.1/8", "a.example", "*.", "\n", "\r\n", "\\", "#", "\"",
+                    "unknown", "id", "\0", "é", "direct", "upstream", "root", "file",
+                ]),
+                0..20,
+            ),
+        ) {
+            let report = crate::report::tests::example();
+            let expression = words.join(" ");
+            match Selection::parse(&expression, &Resolvers::default()) {
+                Ok(selection) => {
+                    prop_assert_eq!(selection.policy.summary().rules, 1, "{}", expression);
+                    selection.means(&report);
+                }
+                Err(found) => prop_assert!(!found.is_empty(), "{expression}"),
+            }
         }
     }
 }

@@ -88,19 +88,27 @@ impl Carried {
                     let (verdict, rule) = judged(&self.policy, &flow);
                     let (verdict, rule) = (Some(verdict), Some(rule));
                     let reason = Some(Reason::Policy);
-                    Report { stage: Stage::Closed, verdict, rule, reason, generation, ..flow }
+                    let flow =
+                        Report { stage: Stage::Closed, verdict, rule, reason, generation, ..flow };
+                    engine::Cut { flow, moved: None }
                 });
                 answer(ended.collect());
             }
-            Request::Compare { policy, answer } => {
+            Request::Compare { policy, answer, .. } => {
                 let changed = self.flows.iter().filter_map(|flow| {
                     let (verdict, rule) = judged(&policy, flow);
                     let flow = flow.clone();
-                    (verdict != Verdict::Allow).then_some(Changed { flow, verdict, rule })
+                    (verdict != Verdict::Allow).then_some(Changed {
+                        flow,
+                        verdict,
+                        rule,
+                        moved: None,
+                    })
                 });
                 answer(changed.collect());
             }
-            Request::Own(_) => {}
+            Request::Own(_) | Request::Link(_) | Request::Probe { .. } => {}
+            Request::Ways { answer, .. } => answer(()),
             Request::Learn { answer, .. } => answer(()),
             Request::Flows { answer } => answer(self.flows.clone()),
             Request::Kill { number, of, answer } => {
@@ -122,11 +130,10 @@ impl Carried {
                 let hits = (0..).map(|at| if at == 0 { 0 } else { at + self.hits });
                 answer(Hits { generation: self.generation, rules: names.zip(hits).collect() });
             }
-            Request::Name { address, answer } => {
-                let named = self.flows.iter().find(|flow| flow.destination.ip() == address);
-                answer(
-                    named.and_then(|flow| Some((flow.name.clone()?, ResolverId::UPSTREAM.into()))),
-                );
+            Request::Names { address, answer } => {
+                let named = self.flows.iter().filter(|flow| flow.destination.ip() == address);
+                let names = named.filter_map(|flow| Some(flow.name.clone()?.text)).take(1);
+                answer((names.collect(), ResolverId::UPSTREAM.into()));
             }
             Request::Status { answer } => answer(self.status()),
         }
@@ -158,8 +165,8 @@ impl Carried {
 
 fn judged(policy: &Policy, flow: &Report) -> (Verdict, String) {
     let mut facts = Facts::new(flow.protocol, flow.client, flow.destination, flow.local);
-    facts.owner = flow.owner.clone().map_or(Fact::Unknown, Fact::Known);
-    facts.egress = flow.egress.map_or(Fact::Unknown, Fact::Known);
+    facts.owner = Fact::answered(flow.owner.clone());
+    facts.egress = Fact::answered(flow.egress);
     match policy.judge(&facts) {
         Judgement::Decided(decision) => {
             (decision.verdict, policy.rule_name(decision.rule).to_owned())
@@ -209,11 +216,11 @@ pub(crate) const OPEN: &str = "policy 1\nblock tcp port 25\nallow tcp\ndefault b
 /// One that ends those to port 80.
 pub(crate) const NO_80: &str = "policy 1\nblock tcp port 80 id no-80\nallow tcp\ndefault block\n";
 
-/// The policy on the disk, with the resolvers of its configuration.
+/// The policy on the disk, with the names of its configuration.
 fn loaded(disk: &Disk, config: &Config) -> Arc<Policy> {
-    let resolvers = config.resolvers().expect("good resolvers");
+    let named = config.named().expect("good names");
     let path = disk.path("policy.d");
-    Arc::new(crate::policy_files::load(&[path], resolvers, 1).expect("a good policy"))
+    Arc::new(crate::policy_files::load(&[path], named, 1).expect("a good policy"))
 }
 
 /// A daemon of two shards with two flows each, to ports 80 and 443.
@@ -236,8 +243,9 @@ pub(crate) fn crowded(disk: &Disk, access: Access, manner: Manner, flows: u64) -
     let events = Arc::<Events>::default();
     let waiting = Waiting::new(&config, &policy, None).expect("good resolvers");
     let names = waiting.names().clone();
-    let network = Network::Fixed(Vec::new(), Vec::new());
-    waiting.start(Vec::new(), network, Some(Arc::clone(&events))).expect("a thread");
+    // One that isn't there: what is asked is what the configuration names.
+    let network = Network::File(disk.path("resolv.conf"));
+    waiting.start(Vec::new(), network, Some(Arc::clone(&events)), ()).expect("a thread");
     Daemon::new(Parts {
         shards: vec![(shard(Manner::Answers), clock), (shard(manner), clock)],
         policy: Arc::clone(&policy),
@@ -247,8 +255,10 @@ pub(crate) fn crowded(disk: &Disk, access: Access, manner: Manner, flows: u64) -
         access,
         events,
         names: Some(names),
+        ways: None,
         mark: None,
         tracking: Arc::default(),
+        on_host: None,
     })
 }
 

@@ -305,7 +305,7 @@ fn what_another_policy_would_do() {
     let policy = |text: &str| {
         let sent = json!({ "sources": [{ "name": "b.policy", "text": text }] });
         let sent: crate::policy_sent::PolicySent = serde_json::from_value(sent).expect("sent");
-        sent.load(&engine::Resolvers::default()).expect("a good policy")
+        sent.load(&crate::config::Named::default()).expect("a good policy")
     };
     runtime().block_on(async {
         for (text, cuts) in [(OPEN, 0), (NO_80, 2), ("policy 1\ndefault drop\n", 4)] {

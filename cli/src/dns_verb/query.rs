@@ -116,16 +116,19 @@ fn column(answer: &Value) -> Column {
         Some(_) => word(&answer["resolver"]),
         None => "an app gets".to_owned(),
     };
-    let server = match (answer["server"].as_str(), answer["from"].as_str()) {
-        (Some(_), _) => format!("{} {}", word(&answer["server"]), word(&answer["transport"])),
-        (None, Some("here")) => "none".to_owned(),
-        (None, Some("cache")) => "none: from the cache".to_owned(),
-        (None, Some("stale")) => "none: from the cache, past its time".to_owned(),
-        (None, Some(_)) if answer["failure"].is_null() => "as planned".to_owned(),
-        (None, Some(_) | None) => "none answered".to_owned(),
+    let place = |by: &Value| format!("{} {}", word(&by["server"]), word(&by["transport"]));
+    let by: Vec<&Value> = list("answered_by").collect();
+    let server = match (&*by, answer["from"].as_str()) {
+        ([one], _) => vec![place(one)],
+        ([], Some("here")) => vec!["none".to_owned()],
+        ([], Some("cache")) => vec!["none: from the cache".to_owned()],
+        ([], Some("stale")) => vec!["none: from the cache, past its time".to_owned()],
+        ([], Some(_) | None) => vec!["none answered".to_owned()],
+        (several, _) => several
+            .iter()
+            .map(|by| format!("{}: {} in {}", word(&by["resolver"]), place(by), time(by)))
+            .collect(),
     };
-    let micros = answer["took_us"].as_u64().unwrap_or_default();
-    let time = format!("{}.{} ms", micros / 1000, micros % 1000 / 100);
     let code = match answer["failure"].as_str() {
         Some(_) => format!("none: {}", word(&answer["failure"])),
         None if answer["authentic"] == true => format!("{}, validated", word(&answer["code"])),
@@ -141,13 +144,19 @@ fn column(answer: &Value) -> Column {
     let tries = tries.map(|tried| format!("{}: {}", word(&tried["server"]), word(&tried["error"])));
     vec![
         vec![head],
-        vec![server],
-        vec![time],
+        server,
+        vec![time(answer)],
         vec![code],
         records.collect(),
         extended.map(|text| text.trim_end().to_owned()).collect(),
         tries.collect(),
     ]
+}
+
+/// How long it took.
+fn time(object: &Value) -> String {
+    let micros = object["took_us"].as_u64().unwrap_or_default();
+    format!("{}.{} ms", micros / 1000, micros % 1000 / 100)
 }
 
 #[cfg(test)]
@@ -166,7 +175,8 @@ mod tests {
     fn answer(resolver: &str, data: &str) -> Value {
         json!({
             "event": "dns-answer", "name": "www.corp.example", "type": "A", "resolver": resolver,
-            "from": "servers", "server": "10.20.0.53:53", "transport": "udp", "took_us": 1250,
+            "from": "servers", "server": "10.20.0.53:53", "transport": "udp",
+            "answered_by": [by(resolver, "10.20.0.53:53")], "took_us": 1250,
             "code": "NOERROR", "authentic": false,
             "records": [{ "name": "www.corp.example", "type": "A", "ttl": 300, "data": data }],
             "extended": [], "failure": null, "tries": [],
@@ -196,6 +206,37 @@ answer   A 10.1.2.3 (300 s)
 tried                                        tls://192.0.2.53: the certificate
                                                has expired";
         assert_eq!(text, want);
+    }
+
+    fn by(resolver: &str, server: &str) -> Value {
+        json!({ "resolver": resolver, "server": server, "transport": "udp", "took_us": 990 })
+    }
+
+    /// What an app gets: whose it is, or why it is nobody's.
+    #[test]
+    fn who_answered() {
+        for (from, by, want) in [
+            ("servers", vec![by("corp", "10.20.0.53:53")], &["10.20.0.53:53 udp"][..]),
+            (
+                "servers",
+                vec![by("corp", "10.20.0.53:53"), by("upstream", "192.0.2.53:53")],
+                &["corp: 10.20.0.53:53 udp in 0.9 ms", "upstream: 192.0.2.53:53 udp in 0.9 ms"],
+            ),
+            ("servers", vec![], &["none answered"]),
+            ("cache", vec![], &["none: from the cache"]),
+            ("stale", vec![], &["none: from the cache, past its time"]),
+            ("here", vec![], &["none"]),
+        ] {
+            let answer = json!({ "from": from, "answered_by": by, "took_us": 1250 });
+            let column = column(&answer);
+            assert_eq!(
+                (&*column[1], &*column[2]),
+                (
+                    &*want.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>(),
+                    &["1.2 ms".to_owned()][..]
+                )
+            );
+        }
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use dns::ask::{Failure, Question, ResolverId};
 use dns::inquiry::Seen;
-use dns::message::{Extended, Over};
-use dns::resolver::Statistics;
+use dns::message::Over;
+use dns::resolver::{Source, Statistics};
 use dns::server::Transport;
 use dns::split::Choice;
 use dns::upstream::{LONGEST, Try};
@@ -29,20 +29,9 @@ pub(crate) struct Deaf;
 /// What an app would get.
 #[derive(Debug)]
 pub(crate) struct Resolved {
-    pub(crate) from: Origin,
+    pub(crate) source: Source,
     pub(crate) seen: Seen,
     pub(crate) took: Duration,
-}
-
-/// Where an answer is from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// No server is asked for such a name.
-    Here,
-    Cache,
-    /// The cache, past its TTL: the servers failed or are slow.
-    Stale,
-    Servers,
 }
 
 /// What one resolver's servers said.
@@ -102,22 +91,17 @@ impl Names {
         let resolved = self.there(async move {
             let began = Instant::now();
             let mut bytes = Vec::new();
-            let warm = resolver.cached(&query, Over::Tcp, began, &mut bytes).is_some();
-            if !warm {
-                let answer = resolver.resolve(query, Over::Tcp).await;
-                told.events(answer.events);
-                bytes = answer.bytes;
-            }
-            let seen = Seen::read(&bytes)?;
-            let has = |error: Extended| seen.extended.iter().any(|(code, _)| *code == error.0);
-            let from = if warm {
-                Origin::Cache
-            } else if has(Extended::STALE) || has(Extended::STALE_NO_NAME) {
-                Origin::Stale
-            } else {
-                Origin::Servers
+            let source = match resolver.cached(&query, Over::Tcp, began, &mut bytes) {
+                Some(warm) if warm.stale => Source::Stale,
+                Some(_) => Source::Cache,
+                None => {
+                    let answer = resolver.resolve(query, Over::Tcp).await;
+                    told.events(answer.events);
+                    bytes = answer.bytes;
+                    answer.source
+                }
             };
-            Some(Resolved { from, seen, took: began.elapsed() })
+            Some(Resolved { source, seen: Seen::read(&bytes)?, took: began.elapsed() })
         });
         resolved.await?.ok_or(Deaf)
     }
@@ -162,16 +146,5 @@ impl Names {
     ) -> Result<T, Deaf> {
         let task = self.runtime.spawn(work);
         timeout(PATIENCE, task).await.ok().and_then(Result::ok).ok_or(Deaf)
-    }
-}
-
-impl Origin {
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Here => "here",
-            Self::Cache => "cache",
-            Self::Stale => "stale",
-            Self::Servers => "servers",
-        }
     }
 }

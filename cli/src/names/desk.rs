@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use dns::message::{self, ResponseCode};
+use dns::message;
 use dns::resolver::{Known, Resolver};
 use engine::ResolverSet;
 use smallvec::SmallVec;
@@ -24,6 +24,8 @@ pub(super) struct Desk {
 pub(super) struct Query {
     pub(super) asker: Asker,
     pub(super) bytes: Vec<u8>,
+    /// When it came.
+    pub(super) since: Instant,
 }
 
 impl fmt::Debug for Desk {
@@ -34,7 +36,8 @@ impl fmt::Debug for Desk {
 
 impl Service for Desk {
     fn ask(&mut self, asker: Asker, query: &[u8], names: &dyn Names, room: &mut Vec<u8>) -> Asked {
-        if let Some(warm) = self.resolver.cached(query, over(asker), Instant::now(), room) {
+        let since = Instant::now();
+        if let Some(warm) = self.resolver.cached(query, over(asker), since, room) {
             // An answer that makes another name the newest of an address goes the long way:
             // every shard hears of it before the app does.
             let is_newest = |known: Arc<Known>| {
@@ -47,10 +50,10 @@ impl Service for Desk {
             }
             room.clear();
         }
-        match self.queue.try_send(Query { asker, bytes: query.to_vec() }) {
+        match self.queue.try_send(Query { asker, bytes: query.to_vec(), since }) {
             Ok(()) => Asked::Later,
             Err(_) => {
-                message::refuse(query, ResponseCode::ServFail, room);
+                message::fail(query, over(asker), room);
                 if room.is_empty() { Asked::Refused } else { Asked::Answered }
             }
         }

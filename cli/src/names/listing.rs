@@ -3,8 +3,10 @@
 use dns::ask::ResolverId;
 use dns::discover::{Domain, FoundServer, Provenance};
 use dns::resolver::ResolverStatistics;
-use dns::server::Server;
+use dns::server::{Device, Server};
 use dns::upstream::State;
+use rustix::net::netdevice::index_to_name;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::{Value, json};
 
 use super::Names;
@@ -53,7 +55,9 @@ fn of_network(network: &Network) -> Vec<Listed<'_>> {
         // One server may serve several domains: it answers if it has answered for one.
         states.max().unwrap_or(State::Untried)
     };
-    let fixed = network.fixed.iter().map(|server| configured(server, state(server)));
+    if let Some(fixed) = &network.fixed {
+        return fixed.servers().map(|(server, state)| configured(server, state)).collect();
+    }
     let found = network.found.servers.iter().map(|found: &FoundServer| {
         let server = as_written(found);
         Listed {
@@ -64,7 +68,7 @@ fn of_network(network: &Network) -> Vec<Listed<'_>> {
             default_route: found.default_route,
         }
     });
-    fixed.chain(found).collect()
+    found.collect()
 }
 
 fn configured(server: &Server, state: State) -> Listed<'_> {
@@ -79,17 +83,35 @@ fn object(name: &str, listed: Option<&Listed<'_>>, counted: Option<&ResolverStat
             .map(|domain| json!({ "name": domain.name, "route_only": domain.route_only }))
             .collect::<Vec<_>>()
     });
+    let device = listed.and_then(|listed| listed.server.device.as_ref()).map(device_name);
+    let server = listed.map(|listed| Server {
+        device: device.as_deref().map(|name| Device::Named(name.into())),
+        ..listed.server.clone()
+    });
     json!({
         "event": "server",
         "resolver": name,
-        "server": listed.map(|listed| listed.server.to_string()),
+        "server": server.map(|server| server.to_string()),
         "transport": listed.map(|listed| listed.server.transport.scheme()),
         "from": listed.map(|listed| listed.from.to_string()),
-        "device": listed.and_then(|listed| listed.server.device.as_deref()),
+        "device": device,
         "domains": domains.unwrap_or_default(),
         "default_route": listed.map(|listed| listed.default_route),
         "state": listed.map(|listed| listed.state.word()),
         "resolver_asked": counted.map_or(0, |counted| counted.asked),
         "resolver_failed": counted.map_or(0, |counted| counted.failed),
     })
+}
+
+/// The name that a device has now; the number of one that is gone.
+fn device_name(device: &Device) -> String {
+    let now = |index: u32| {
+        let socket =
+            socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+        index_to_name(socket.ok()?, index).ok()
+    };
+    match device {
+        Device::Named(name) => name.to_string(),
+        Device::Index(index) => now(*index).unwrap_or_else(|| index.to_string()),
+    }
 }

@@ -1,24 +1,27 @@
-//! What of the host is followed while the daemon runs: its addresses, its devices and the settings
-//! that are ours.
+//! What of the host is followed while the daemon runs: its addresses, its devices, the settings that
+//! are ours, and whether all that was made for us is still there.
 //!
 //! A flow whose client address is this host's is the host's own, not forwarded; addresses come
 //! and go. So do devices, each of which needs its part of the host's changes. One thread watches
-//! both, and has its part of the [`Host`] from the start's last change to the end's first.
+//! both, and has its part in the [`Host`] from the start's last change to the end's first.
 
 use std::fmt::Display;
 use std::io::{PipeReader, PipeWriter};
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use tracing::{debug, warn};
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{debug, info, warn};
 use tunnel::driver::request::Request;
 use tunnel::driver::{Handle, Unasked};
 use tunnel::host::addresses::list;
-use tunnel::host::{Changed, Host, Plan, Watch};
+use tunnel::host::{Changed, Host, Plan, Watch, stopped_within};
+
+use super::farewell::{Farewell, Part};
+use super::shared::Shared;
 
 /// All addresses of this host.
 pub(super) fn addresses() -> anyhow::Result<Vec<IpAddr>> {
@@ -28,14 +31,18 @@ pub(super) fn addresses() -> anyhow::Result<Vec<IpAddr>> {
 /// The thread that follows the host.
 pub(super) struct Follower {
     thread: JoinHandle<()>,
-    host: SyncSender<Arc<Mutex<Host>>>,
+    host: SyncSender<Shared>,
     stop: PipeWriter,
 }
 
 impl Follower {
     /// Watches from now on; what is seen is acted upon once there is a host.
-    pub(super) fn start(plan: &Plan, shards: &[Handle]) -> anyhow::Result<Self> {
-        let watch = Watch::open().context("cannot watch the host")?;
+    pub(super) fn start(
+        plan: &Plan,
+        shards: &[Handle],
+        farewells: &UnboundedSender<Part>,
+    ) -> anyhow::Result<Self> {
+        let watch = Watch::open(plan.table).context("cannot watch the host")?;
         let (stopped, stop) = std::io::pipe().context("cannot watch the host")?;
         let (host, hosts) = sync_channel(1);
         let following = Following {
@@ -45,23 +52,27 @@ impl Follower {
             untold: Vec::new(),
             blind: false,
         };
+        let farewell = Farewell::new(Part::Follower, farewells);
         let thread = thread::Builder::new()
             .name("follower".to_owned())
-            .spawn(move || following.run(&hosts, &watch, &stopped))
+            .spawn(move || {
+                let _farewell = farewell;
+                following.run(&hosts, &watch, &stopped);
+            })
             .context("cannot start a thread")?;
         Ok(Self { thread, host, stop })
     }
 
     /// Hands the host over, all changes made.
-    pub(super) fn take(&self, host: &Arc<Mutex<Host>>) {
-        // Where the thread has ended by a fault, nobody follows, and it has been said.
-        let _ = self.host.send(Arc::clone(host));
+    pub(super) fn take(&self, host: &Shared) {
+        // Where the thread has ended by a fault the daemon is about to end.
+        let _ = self.host.send(host.clone());
     }
 
     /// Stops following. Nothing is changed any more when this returns.
     pub(super) fn end(self) {
         drop((self.stop, self.host));
-        // Its fault is seen by the host's lock.
+        // Its fault has been said.
         let _ = self.thread.join();
     }
 }
@@ -78,35 +89,34 @@ struct Following {
 }
 
 impl Following {
-    fn run(mut self, hosts: &Receiver<Arc<Mutex<Host>>>, watch: &Watch, stopped: &PipeReader) {
+    fn run(mut self, hosts: &Receiver<Shared>, watch: &Watch, stopped: &PipeReader) {
         let Ok(host) = hosts.recv() else { return };
         // First of all: what has changed since it was looked at, before there was a watch.
-        let mut due = Changed { addresses: true, links: true };
+        let mut due = Changed::all();
+        let mut look_at = Instant::now();
         loop {
-            let mut again = None;
             if due.addresses {
                 due.addresses = !self.tell();
-                again = due.addresses.then_some(AGAIN);
             }
-            if due.links {
-                let Ok(mut host) = host.lock() else { return };
-                let later = self.follow(&mut host);
-                drop(host);
-                due.links = later.is_some();
-                again = again.into_iter().chain(later).min();
+            if due.links || due.removed || Instant::now() >= look_at {
+                let went = std::mem::take(&mut due.went);
+                let Some(again) = host.with(|host| self.follow(host, &went)) else { return };
+                look_at = Instant::now() + again;
+                (due.links, due.removed) = (false, false);
             }
+            let left = look_at.saturating_duration_since(Instant::now());
+            let left = if due.addresses { left.min(AGAIN) } else { left };
             // A new device comes with a dozen changes, which are one to us.
             thread::sleep(GATHER);
-            match watch.wait(stopped, again) {
-                Ok(Some(changed)) => {
-                    due.addresses |= changed.addresses;
-                    due.links |= changed.links;
-                }
+            match watch.wait(stopped, Some(left)) {
+                Ok(Some(changed)) => due.merge(changed),
                 Ok(None) => return,
                 Err(errno) => {
                     self.cannot_see(&errno);
-                    thread::sleep(AGAIN);
-                    due = Changed { addresses: true, links: true };
+                    if stopped_within(stopped, AGAIN) {
+                        return;
+                    }
+                    due = Changed::all();
                 }
             }
         }
@@ -134,12 +144,12 @@ impl Following {
     }
 
     /// Makes the changes that are due. Tells when to do so again, whatever happens.
-    fn follow(&mut self, host: &mut Host) -> Option<Duration> {
-        let followed = match host.follow(&self.plan) {
+    fn follow(&mut self, host: &mut Host, went: &[u32]) -> Duration {
+        let followed = match host.follow(&self.plan, went) {
             Ok(followed) => followed,
             Err(error) => {
                 self.cannot_see(&error);
-                return Some(AGAIN);
+                return AGAIN;
             }
         };
         self.blind = false;
@@ -154,6 +164,16 @@ impl Following {
         }
         for change in &followed.contested {
             warn!(code = "setting-contested", "cannot {change}: something keeps changing it back");
+        }
+        if let Some(change) = followed.restored.first() {
+            let changes = followed.restored.len();
+            info!(changes, %change, "made again what something else had removed");
+        }
+        for error in &followed.unrestored {
+            warn!(code = "host-unrestored", "something has removed what is ours: {error}");
+        }
+        for change in &followed.taken_away {
+            warn!(code = "removal-contested", "cannot {change}: something keeps removing it");
         }
         followed.again
     }

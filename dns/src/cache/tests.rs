@@ -223,6 +223,82 @@ fn a_full_cache_keeps_what_is_asked_for() {
 }
 
 #[test]
+fn another_size_keeps_what_fits() {
+    let now = Instant::now();
+    let rule = rule(&[0]);
+    let name = |n: usize| format!("n{n}.example");
+    let there = |cache: &Cache, n| given(cache, &query(1, &name(n), 1), &rule, now).is_some();
+    for (case, before, after, filled, least) in [
+        ("the same", 2_000, 2_000, 1_000, 1_000),
+        ("more, in as many parts", 2_000, 10_000, 1_000, 1_000),
+        ("more, in more parts", 100, 10_000, 100, 100),
+        ("fewer, with room", 10_000, 2_000, 200, 200),
+        // A part may be full by chance before the others are.
+        ("fewer", 10_000, 2_000, 5_000, 1_900),
+        ("fewer, in fewer parts", 10_000, 100, 5_000, 90),
+        ("few", 1_000, 1, 500, 1),
+        ("none", 10_000, 0, 5_000, 0),
+        ("some again", 0, 1_000, 0, 0),
+    ] {
+        let cache = Cache::new(before);
+        for n in 0..filled {
+            cache.insert(&key(&name(n), &rule), &ready(&name(n), 600, "192.0.2.1"), now);
+        }
+        // Those that were asked for are the last to go.
+        let asked = filled.min(after / 4);
+        assert!((0..asked).all(|n| there(&cache, n)), "{case}");
+        let given = cache.held().given;
+        cache.resize(after, now);
+        let held = cache.held();
+        // Parts are of one size.
+        let most = after.div_ceil(used_for(after)) * used_for(after);
+        assert!((least..=most).contains(&held.entries), "{case}: {held:?}");
+        assert!(held.bytes <= most * BYTES_PER_ENTRY && held.given == given, "{case}: {held:?}");
+        if least == filled {
+            assert!((0..filled).all(|n| there(&cache, n)), "{case}");
+        }
+        let kept = (0..asked).filter(|n| there(&cache, *n)).count();
+        assert!(kept * 10 >= asked * 9, "{case}: {kept} of {asked}");
+        // And it is a cache of that size from now on.
+        for n in filled..filled + 2 * after {
+            cache.insert(&key(&name(n), &rule), &ready(&name(n), 600, "192.0.2.1"), now);
+        }
+        let entries = cache.held().entries;
+        assert!(entries <= most && entries * 10 >= after * 9, "{case}: {entries}");
+    }
+}
+
+/// Whoever asks meanwhile has an answer or none, and never another's.
+#[test]
+fn it_is_asked_while_it_changes_its_size() {
+    let cache = Cache::new(1_000);
+    let rule = rule(&[0]);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..2_u8 {
+            let (cache, rule, over) = (&cache, &rule, &over);
+            scope.spawn(move || {
+                let mut n = 0_u8;
+                while !over.load(Ordering::Relaxed) {
+                    n = n.wrapping_add(1);
+                    let name = format!("n{n}.t{thread}.example");
+                    let address = format!("192.0.2.{n}");
+                    let now = Instant::now();
+                    cache.insert(&key(&name, rule), &ready(&name, 600, &address), now);
+                    if let Some(message) = given(cache, &query(1, &name, 1), rule, now) {
+                        assert_eq!(message.answers[0].data.to_string(), address);
+                    }
+                }
+            });
+        }
+        for entries in [10, 10_000, 100, 1_000, 0, 2_000].into_iter().cycle().take(120) {
+            cache.resize(entries, Instant::now());
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn memory_is_bounded() {
     let cache = Cache::new(10_000);
     let now = Instant::now();
@@ -244,8 +320,15 @@ fn memory_is_bounded() {
 
 #[derive(Debug, Clone, Copy)]
 enum Step {
-    Insert { name: u8, resolver: u8, ttl: u32, fails: bool },
+    Insert {
+        name: u8,
+        resolver: u8,
+        ttl: u32,
+        fails: bool,
+    },
     Flush(Option<u8>),
+    /// All fit.
+    Resize(usize),
     Wait(u64),
 }
 
@@ -255,6 +338,7 @@ fn step() -> impl Strategy<Value = Step> {
             |(name, resolver, ttl, fails)| Step::Insert { name, resolver, ttl, fails }
         ),
         1 => proptest::option::of(0_u8..2).prop_map(Step::Flush),
+        1 => proptest::sample::select(vec![64, 200, 1_000, 5_000]).prop_map(Step::Resize),
         4 => (1_u64..20).prop_map(Step::Wait),
     ]
 }
@@ -291,6 +375,8 @@ proptest! {
                     cache.flush(resolver.map(ResolverId));
                     model.retain(|(_, of), _| resolver.is_some_and(|resolver| resolver != *of));
                 }
+                // One of four parts has room for all of them.
+                Step::Resize(entries) => cache.resize(entries, now),
                 Step::Wait(time) => at += time,
             }
             let now = start + seconds(at);

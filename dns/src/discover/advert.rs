@@ -1,4 +1,5 @@
-//! Servers in router advertisements (RFC 8106), as the kernel passes their options on.
+//! Servers and search domains in router advertisements (RFC 8106), as the kernel passes their
+//! options on.
 //!
 //! The kernel tells of each advertisement as it comes and keeps nothing of these options, so what
 //! is known is what was heard since this was opened, for as long as the option says.
@@ -12,11 +13,12 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 use tokio::io::unix::AsyncFd;
 
-use super::Provenance;
 use super::belief::Heard;
 use super::links::Links;
 use super::server::{self, Named};
+use super::{Domain, Provenance};
 use crate::descriptor::ready;
+use crate::name::Text;
 
 /// What routers have said.
 #[derive(Debug)]
@@ -25,13 +27,20 @@ pub(super) struct Adverts {
     known: Vec<Known>,
 }
 
-/// One server of one link.
+/// One server or domain of one link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Known {
     link: u32,
-    server: Ipv6Addr,
+    what: What,
     /// `None`: never.
     until: Option<Instant>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum What {
+    Server(Ipv6Addr),
+    /// Names are completed by it.
+    Domain(Domain),
 }
 
 /// The options of one advertisement.
@@ -39,7 +48,7 @@ struct Known {
 struct Advert {
     link: u32,
     /// Each with its lifetime in seconds.
-    servers: Vec<(Ipv6Addr, u32)>,
+    says: Vec<(What, u32)>,
 }
 
 impl Adverts {
@@ -80,29 +89,36 @@ impl Adverts {
         self.known.retain(|known| links.is_there(known.link));
         let mut heard: Vec<Heard> = Vec::new();
         for known in &self.known {
-            let address = server::address(known.server.into(), 0, false, Some(known.link));
-            let named = Named { address, tls: false, name: None };
-            match heard.iter_mut().find(|heard| heard.link == Some(known.link)) {
-                Some(heard) => heard.servers.push(named),
-                None => heard.push(Heard {
+            let at = heard.iter().position(|heard| heard.link == Some(known.link));
+            let at = at.unwrap_or_else(|| {
+                heard.push(Heard {
                     from: Provenance::RouterAdvertisement { link: known.link },
                     link: Some(known.link),
-                    servers: vec![named],
+                    servers: Vec::new(),
                     domains: Vec::new(),
                     default_route: true,
-                }),
+                });
+                heard.len() - 1
+            });
+            match &known.what {
+                What::Server(ip) => {
+                    let address = server::address((*ip).into(), 0, false, Some(known.link));
+                    heard[at].servers.push(Named { address, tls: false, name: None });
+                }
+                What::Domain(domain) => heard[at].domains.push(domain.clone()),
             }
         }
         (heard, self.known.iter().filter_map(|known| known.until).min())
     }
 }
 
-/// Takes an advertisement in: whether it changed which servers there are.
+/// Takes an advertisement in: whether it changed which servers and domains there are.
 fn hear(known: &mut Vec<Known>, advert: &Advert, now: Instant) -> bool {
     let mut changed = false;
-    for &(server, lifetime) in &advert.servers {
-        let at = known.iter().position(|k| k.link == advert.link && k.server == server);
-        // RFC 8106 section 5.1: a lifetime of all ones is infinity, one of zero ends it.
+    for (what, lifetime) in &advert.says {
+        let lifetime = *lifetime;
+        let at = known.iter().position(|k| k.link == advert.link && k.what == *what);
+        // RFC 8106 sections 5.1 and 5.2: a lifetime of all ones is infinity, one of zero ends it.
         let until = (lifetime != u32::MAX).then(|| now + Duration::from_secs(lifetime.into()));
         match at {
             Some(at) if lifetime == 0 => {
@@ -112,9 +128,11 @@ fn hear(known: &mut Vec<Known>, advert: &Advert, now: Instant) -> bool {
             Some(at) => known[at].until = until,
             None if lifetime == 0 => {}
             None => {
-                let of_link = known.iter().filter(|k| k.link == advert.link).count();
-                if of_link < PER_LINK && known.len() < MOST {
-                    known.push(Known { link: advert.link, server, until });
+                let kind = std::mem::discriminant(what);
+                let is_alike =
+                    |k: &&Known| k.link == advert.link && std::mem::discriminant(&k.what) == kind;
+                if known.iter().filter(is_alike).count() < PER_LINK && known.len() < MOST {
+                    known.push(Known { link: advert.link, what: what.clone(), until });
                     changed = true;
                 }
             }
@@ -137,7 +155,7 @@ fn parse(message: &[u8]) -> Option<Advert> {
     let link = u32_at(20)?;
     let options_length = usize::from(u16_at(18)?);
     let mut options = message_of_kernel.get(32..)?.get(..options_length)?;
-    let mut servers = Vec::new();
+    let mut says = Vec::new();
     while let [kind, units, ..] = *options {
         let length = usize::from(units) * 8;
         if length == 0 || length > options.len() {
@@ -149,10 +167,27 @@ fn parse(message: &[u8]) -> Option<Advert> {
         if kind == RDNSS && length >= 24 {
             let lifetime = option[4..].first_chunk().map(|b| u32::from_be_bytes(*b))?;
             let addresses = option[8..].as_chunks::<16>().0;
-            servers.extend(addresses.iter().map(|octets| (Ipv6Addr::from(*octets), lifetime)));
+            let server = |octets: &[u8; 16]| (What::Server(Ipv6Addr::from(*octets)), lifetime);
+            says.extend(addresses.iter().map(server));
+        }
+        // Section 5.2: an option of at least two units.
+        if kind == DNSSL && length >= 16 {
+            let lifetime = option[4..].first_chunk().map(|b| u32::from_be_bytes(*b))?;
+            says.extend(domains(&option[8..]).map(|domain| (What::Domain(domain), lifetime)));
         }
     }
-    (link > 0 && !servers.is_empty()).then_some(Advert { link, servers })
+    (link > 0 && !says.is_empty()).then_some(Advert { link, says })
+}
+
+/// The names of a search list: each to its empty label, none compressed, zeros behind the last.
+fn domains(mut list: &[u8]) -> impl Iterator<Item = Domain> {
+    std::iter::from_fn(move || {
+        let (text, length) = Text::read(list).filter(|(text, _)| !text.is_empty())?;
+        list = &list[length..];
+        Some(text)
+    })
+    // What no file could name is no domain here either.
+    .filter_map(|text| server::domain(&text))
 }
 
 /// `RTNLGRP_ND_USEROPT`
@@ -163,6 +198,8 @@ const AF_INET6: u8 = 10;
 const ROUTER_ADVERTISEMENT: u8 = 134;
 /// The Recursive DNS Server option.
 const RDNSS: u8 = 25;
+/// The DNS Search List option.
+const DNSSL: u8 = 31;
 /// RFC 8106 section 5.3.1 asks for at least three.
 const PER_LINK: usize = 8;
 const MOST: usize = 64;
@@ -192,17 +229,34 @@ mod tests {
         option
     }
 
+    /// A search list, filled up to whole units.
+    fn dnssl(lifetime: u32, names: &[u8]) -> Vec<u8> {
+        let units = (8 + names.len()).div_ceil(8);
+        let mut option = vec![DNSSL, units as u8, 0, 0];
+        option.extend(lifetime.to_be_bytes());
+        option.extend(names);
+        option.resize(8 * units, 0);
+        option
+    }
+
     #[test]
     fn options_of_advertisements() {
         let one = rdnss(600, &["fe80::53"]);
         let two = rdnss(9, &["2001:db8::1", "2001:db8::2"]);
-        let search = [31, 2, 0, 0, 0, 0, 0, 9, 1, b'a', 0, 0, 0, 0, 0, 0];
+        let prefix = [3, 2, 0, 0, 0, 0, 0, 9, 1, b'a', 0, 0, 0, 0, 0, 0];
+        let search = dnssl(9, b"\x04Corp\x07example\0\x01a\0");
         #[rustfmt::skip]
         let cases = [
             ("one server", message(&one), "fe80::53/600"),
             ("two servers", message(&two), "2001:db8::1/9 2001:db8::2/9"),
-            ("behind another option", message(&[&search[..], &one].concat()), "fe80::53/600"),
-            ("no server", message(&search), ""),
+            ("behind another option", message(&[&prefix[..], &one].concat()), "fe80::53/600"),
+            ("no server", message(&prefix), ""),
+            ("domains", message(&search), "corp.example/9 a/9"),
+            ("both", message(&[&search[..], &one].concat()), "corp.example/9 a/9 fe80::53/600"),
+            ("the root", message(&dnssl(9, b"\0")), ""),
+            ("a domain without its end", message(&dnssl(9, b"\x01a\0\x0bno.end.here")), "a/9"),
+            ("a pointer", message(&dnssl(9, b"\xc0\x0c")), ""),
+            ("no name of a domain", message(&dnssl(9, b"\x03a.b\0\x01\x07\0\x01c\0")), "c/9"),
             ("a length of nothing", message(&[&[RDNSS, 0, 0, 0][..], &one].concat()), ""),
             ("a length beyond the end", message(&[RDNSS, 3, 0, 0, 0, 0, 0, 9]), ""),
             ("too short for a server", message(&[RDNSS, 1, 0, 0, 0, 0, 0, 9]), ""),
@@ -211,15 +265,18 @@ mod tests {
         ];
         for (name, message, expected) in cases {
             let shown: Vec<String> = parse(&message)
-                .map(|advert| advert.servers)
+                .map(|advert| advert.says)
                 .unwrap_or_default()
                 .iter()
-                .map(|(server, lifetime)| format!("{server}/{lifetime}"))
+                .map(|(what, lifetime)| match what {
+                    What::Server(server) => format!("{server}/{lifetime}"),
+                    What::Domain(domain) => format!("{}/{lifetime}", domain.name),
+                })
                 .collect();
             assert_eq!(shown.join(" "), expected, "{name}");
         }
         // Any byte may be anything.
-        let whole = message(&two);
+        let whole = message(&[&two[..], &search].concat());
         for at in 0..whole.len() {
             for value in [0, 1, 0x7f, 0xff] {
                 let mut broken = whole.clone();
@@ -234,8 +291,8 @@ mod tests {
         let start = Instant::now();
         let mut known = Vec::new();
         let mut say = |lifetime| {
-            let servers = vec![("2001:db8::1".parse().unwrap(), lifetime)];
-            let changed = hear(&mut known, &Advert { link: 3, servers }, start);
+            let says = vec![(What::Server("2001:db8::1".parse().unwrap()), lifetime)];
+            let changed = hear(&mut known, &Advert { link: 3, says }, start);
             (changed, known.first().map(|known| known.until))
         };
         let at = |seconds| Some(Some(start + Duration::from_secs(seconds)));
@@ -244,8 +301,12 @@ mod tests {
         assert_eq!(say(90), (false, at(90)), "refreshed");
         assert_eq!(say(u32::MAX), (false, Some(None)), "for ever");
         assert_eq!(say(0), (true, None), "withdrawn");
-        let servers = (0..100).map(|n| (Ipv6Addr::from(n), 60)).collect();
-        assert!(hear(&mut known, &Advert { link: 3, servers }, start));
+        let says = (0..100).map(|n| (What::Server(Ipv6Addr::from(n)), 60)).collect();
+        assert!(hear(&mut known, &Advert { link: 3, says }, start));
         assert_eq!(known.len(), PER_LINK);
+        let domain = |n| What::Domain(server::domain(&format!("d{n}.example")).unwrap());
+        let says = (0..100).map(|n| (domain(n), 60)).collect();
+        assert!(hear(&mut known, &Advert { link: 3, says }, start));
+        assert_eq!(known.len(), 2 * PER_LINK, "each kind has its part");
     }
 }

@@ -90,8 +90,10 @@ pub(super) fn believe(mut heard: Vec<Heard>, never: &Never) -> Found {
             None => for_all = Some(source),
         }
         for server in heard.servers {
-            let known = found.servers.iter().any(|known| known.address == server.address);
-            if known || found.servers.len() == Found::MOST {
+            // What two links name may be two hosts: each network has its own.
+            let same =
+                |known: &FoundServer| (known.address, known.link) == (server.address, heard.link);
+            if found.servers.iter().any(same) || found.servers.len() == Found::MOST {
                 continue;
             }
             found.servers.push(FoundServer {
@@ -179,7 +181,8 @@ mod tests {
             ("our own link", vec![resolved(7, &["192.0.2.66"]), lease(7, &["192.0.2.67"])], "", ""),
             ("a zone of our own link", vec![file(&["[fe80::1%7]:53"])], "", "file.example"),
             ("link-local with and without its link", vec![file(&["[fe80::1]:53", "[fe80::2%2]:53"])], "[fe80::2%2]:53", "file.example"),
-            ("none twice", vec![resolved(2, &["192.0.2.9"]), resolved(3, &["192.0.2.9", "192.0.2.8"])], "192.0.2.9 192.0.2.8", ""),
+            ("none twice", vec![resolved(2, &["192.0.2.9", "192.0.2.9"]), resolved(2, &["192.0.2.9"])], "192.0.2.9", ""),
+            ("one address of two links", vec![resolved(2, &["192.0.2.9"]), resolved(3, &["192.0.2.9", "192.0.2.8"])], "192.0.2.9 192.0.2.9 192.0.2.8", ""),
             ("another port is another server", vec![file(&["192.0.2.1", "192.0.2.1:5353"])], "192.0.2.1 192.0.2.1:5353", "file.example"),
             ("nobody's addresses", vec![file(&["0.0.0.0", "[::]:53", "224.0.0.1", "255.255.255.255", "127.0.0.1"])], "127.0.0.1", "file.example"),
         ];
@@ -200,6 +203,15 @@ mod tests {
             assert_eq!(shown.join(" "), servers, "{name}");
             assert_eq!(found.search.join(" "), search, "{name}");
         }
+        // Each with where it was learned, and what it is for.
+        let of = |link, domain| {
+            heard(Provenance::Resolved { link }, Some(link), &["192.0.2.9"], &[domain])
+        };
+        let found = believe(vec![of(2, "home.example"), of(3, "~corp.example")], &never).servers;
+        let told = found.iter().map(|it| (it.from.clone(), it.link, &*it.domains[0].name));
+        let want = [(2, "home.example"), (3, "corp.example")];
+        let want = want.map(|(link, name)| (Provenance::Resolved { link }, Some(link), name));
+        assert_eq!(told.collect::<Vec<_>>(), want);
         let many: Vec<String> = (0..200).map(|n| format!("192.0.2.{n}")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
         assert_eq!(believe(vec![file(&many)], &never).servers.len(), Found::MOST);

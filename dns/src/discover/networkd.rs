@@ -8,15 +8,16 @@ use super::{Domain, Provenance};
 /// Reads a file of `/run/systemd/netif/links` or `/run/systemd/netif/leases`, whose name is the
 /// link's index.
 pub(super) fn parse(text: &str, link: u32, links: &Links) -> Heard {
-    let mut servers: Vec<Named> = Vec::new();
+    let mut servers: Vec<&str> = Vec::new();
     let mut domains: Vec<Domain> = Vec::new();
     let mut default_route = true;
+    let mut tls = false;
     for (key, value) in text.lines().filter_map(|line| line.split_once('=')) {
         let words = value.trim_matches('"').split_ascii_whitespace();
         match key {
-            "DNS" => {
-                servers.extend(words.filter_map(|word| server::parse(word, Some(link), links)));
-            }
+            "DNS" => servers.extend(words),
+            // `opportunistic` takes what it gets, which is no more than the clear.
+            "DNS_OVER_TLS" => tls = value == "yes",
             "DOMAINS" | "DOMAINNAME" | "DOMAIN_SEARCH_LIST" => {
                 domains.extend(words.filter_map(server::domain));
             }
@@ -30,10 +31,17 @@ pub(super) fn parse(text: &str, link: u32, links: &Links) -> Heard {
     Heard {
         from: Provenance::NetworkdLease { link },
         link: Some(link),
-        servers,
+        servers: servers.iter().filter_map(|word| named(word, tls, link, links)).collect(),
         domains,
         default_route,
     }
+}
+
+fn named(word: &str, tls: bool, link: u32, links: &Links) -> Option<Named> {
+    if tls {
+        return server::parse(&format!("dns+tls://{word}"), Some(link), links);
+    }
+    server::parse(word, Some(link), links)
 }
 
 #[cfg(test)]
@@ -52,6 +60,8 @@ mod tests {
             ("a link",
              "ADMIN_STATE=configured\nDNS=192.0.2.53#dns.example [fe80::1%3]:53 2001:db8::53\nNTP=\nDOMAINS=corp.example\nROUTE_DOMAINS=lab.example .\nDNS_DEFAULT_ROUTE=no\n",
              "192.0.2.53:53 [fe80::1%3]:53 [2001:db8::53]:53", "corp.example ~lab.example ~", false),
+            ("over TLS alone", "DNS=192.0.2.53#dns.example 192.0.2.54:8853\nDNS_OVER_TLS=yes\n", "192.0.2.53:853 192.0.2.54:8853", "", true),
+            ("over TLS where it is had", "DNS=192.0.2.53\nDNS_OVER_TLS=opportunistic\n", "192.0.2.53:53", "", true),
             ("link-local without its zone", "DNS=fe80::1\n", "[fe80::1%3]:53", "", true),
             ("what makes no sense", "DNS=a b\nDOMAINS=..\nDNS\n", "", "", true),
         ];
@@ -66,6 +76,8 @@ mod tests {
                 .collect();
             assert_eq!(shown.join(" "), domains, "{name}");
             assert_eq!(heard.default_route, default_route, "{name}");
+            let tls = heard.servers.iter().all(|server| server.tls) && !heard.servers.is_empty();
+            assert_eq!(tls, name == "over TLS alone", "{name}");
         }
     }
 }

@@ -1,6 +1,66 @@
 //! resolv.conf(5).
 
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::warn;
+
+use super::DEBOUNCE;
+use crate::inotify::{Inotify, Place};
+
+/// What a file says, as programs read it, now and whenever it changes, until the last receiver is
+/// dropped. One that can't be read says nothing. Needs a tokio runtime with I/O and time.
+pub fn follow(path: &Path) -> watch::Receiver<Arc<ResolvConf>> {
+    let files = Inotify::new(vec![Place::File(path.to_owned())]);
+    if let Err(error) = &files {
+        warn!(
+            code = "servers-unwatched",
+            "changes of the network's servers are seen late: {error}"
+        );
+    }
+    let (sender, receiver) = watch::channel(Arc::new(read(path)));
+    tokio::spawn(keep(path.to_owned(), files.ok(), sender));
+    receiver
+}
+
+async fn keep(path: PathBuf, mut files: Option<Inotify>, sender: watch::Sender<Arc<ResolvConf>>) {
+    loop {
+        let changed = async {
+            match &mut files {
+                Some(files) => files.changed().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        let watched = tokio::select! {
+            () = sender.closed() => return,
+            watched = changed => watched,
+            () = tokio::time::sleep(SLOW) => true,
+        };
+        match &mut files {
+            Some(files) if watched => files.settle(DEBOUNCE).await,
+            Some(_) | None => files = None,
+        }
+        let now = read(&path);
+        sender.send_if_modified(|known| {
+            let is_new = **known != now;
+            if is_new {
+                *known = Arc::new(now);
+            }
+            is_new
+        });
+    }
+}
+
+fn read(path: &Path) -> ResolvConf {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    ResolvConf::parse(&String::from_utf8_lossy(&bytes))
+}
+
+/// What isn't told is seen after that time.
+const SLOW: Duration = Duration::from_secs(60);
 
 /// A resolver configuration: what programs read from `/etc/resolv.conf`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -172,7 +172,7 @@ async fn resolved(address: &str) -> Connection {
 
 fn settings(scratch: &Scratch, bus: &str, tun: Option<&str>) -> Settings {
     Settings {
-        own: vec!["198.18.0.2".parse().unwrap()],
+        own: vec!["198.18.0.2".parse().unwrap()].into(),
         tun: tun.map(str::to_owned),
         root: scratch.path().to_owned(),
         bus: Some(bus.to_owned()),

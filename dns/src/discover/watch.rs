@@ -89,7 +89,8 @@ impl Discovery {
             until = [until, ends].into_iter().flatten().min();
         }
         let tun = self.settings.tun.as_deref().and_then(|tun| links.index(tun));
-        let never = Never { own: self.settings.own.clone(), tun };
+        // As they are behind what was read: who changes the file tells us of the address first.
+        let never = Never { own: self.settings.own.now(), tun };
         (belief::believe(heard, &never), until)
     }
 
@@ -151,8 +152,9 @@ impl Discovery {
 
     /// Waits for an event of any source. A source that fails is given up.
     async fn moved(&mut self) {
-        let Self { files, adverts, bus, .. } = self;
+        let Self { settings, files, adverts, bus, .. } = self;
         tokio::select! {
+            () = settings.own.changed() => {}
             () = source(files, Inotify::changed) => {}
             () = source(adverts, Adverts::changed) => {}
             () = source(bus, async |(_, news)| news.next().await.ok_or(rustix::io::Errno::PIPE)) => {}

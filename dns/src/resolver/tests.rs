@@ -348,7 +348,8 @@ async fn equal_questions_are_asked_once() {
 #[tokio::test(start_paused = true)]
 async fn too_much_in_flight_fails_at_once() {
     let scripted = Scripted::default();
-    let settings = Settings { in_flight: 2, ..Settings::default() };
+    // A quarter of them for one resolver.
+    let settings = Settings { in_flight: 8, ..Settings::default() };
     let resolver = Resolver::new(settings, Arc::new(using(Form::One, &[1])), scripted);
     let ask = |n: u16| {
         let resolver = Arc::clone(&resolver);

@@ -10,13 +10,17 @@ use std::time::Duration;
 use hickory_net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_net::runtime::{RuntimeProvider, Spawn, TokioTime};
 
+use super::allowance::{Allowance, Metered};
 use super::{Stream, Target, Way};
+use crate::server::Device;
 
 /// Opens what hickory asks for, this way out. UDP is not asked for: see `upstream::udp`.
 #[derive(Debug, Clone)]
 pub(crate) struct Provider {
     pub(crate) way: Arc<dyn Way>,
-    pub(crate) device: Option<Arc<str>>,
+    pub(crate) device: Option<Device>,
+    /// Of the connection that is opened with it.
+    pub(crate) allowance: Allowance,
 }
 
 /// Runs hickory's tasks on the runtime that asks.
@@ -48,7 +52,11 @@ impl RuntimeProvider for Provider {
         _timeout: Option<Duration>,
     ) -> Opening<Self::Tcp> {
         let connecting = self.way.connect_tcp(Target { address, device: self.device.clone() });
-        Box::pin(async move { Ok(AsyncIoTokioAsStd(connecting.await?)) })
+        let allowance = self.allowance.clone();
+        Box::pin(async move {
+            let stream = connecting.await?;
+            Ok(AsyncIoTokioAsStd(Box::new(Metered { stream, allowance }) as Box<dyn Stream>))
+        })
     }
 
     fn bind_udp(&self, _local: SocketAddr, _server: SocketAddr) -> Opening<Self::Udp> {

@@ -15,19 +15,25 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
 use super::Datagrams;
+use super::allowance::Allowance;
 
 /// A socket for one QUIC endpoint, which has one peer.
 pub(crate) struct QuicSocket {
     datagrams: Arc<dyn Datagrams>,
     peer: SocketAddr,
+    allowance: Allowance,
     /// One task receives, so one wait is enough.
     waiting: Mutex<Option<BoxFuture<'static, io::Result<()>>>>,
     fault: Mutex<Option<io::Error>>,
 }
 
 impl QuicSocket {
-    pub(crate) fn new(datagrams: Arc<dyn Datagrams>, peer: SocketAddr) -> Self {
-        Self { datagrams, peer, waiting: Mutex::default(), fault: Mutex::default() }
+    pub(crate) fn new(
+        datagrams: Arc<dyn Datagrams>,
+        peer: SocketAddr,
+        allowance: Allowance,
+    ) -> Self {
+        Self { datagrams, peer, allowance, waiting: Mutex::default(), fault: Mutex::default() }
     }
 
     /// What the kernel said, once.
@@ -80,8 +86,10 @@ impl AsyncUdpSocket for QuicSocket {
                 *waiting = None;
                 woken?;
             }
+            self.allowance.left()?;
             match self.datagrams.try_recv(buffer) {
                 Ok(len) => {
+                    self.allowance.spend(len);
                     let addr = self.peer;
                     *meta = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
                     return Poll::Ready(Ok(1));

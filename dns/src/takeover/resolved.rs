@@ -1,19 +1,26 @@
 //! systemd-resolved sends all queries to our link (org.freedesktop.resolve1(5)).
 //!
 //! What is set on a link vanishes with it, so nothing has to be put back after a crash. A resolved
-//! that is restarted is told again. A link that systemd-networkd manages is set through that.
+//! that is restarted is told again, and so is one that somebody else has told otherwise: at most
+//! [`REWRITES`] times in a minute, then once a minute. A link that systemd-networkd manages is set
+//! through that.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
+use futures_util::stream::{Select, select};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
+use zbus::message::Type;
 use zbus::names::OwnedUniqueName;
-use zbus::{Connection, MessageStream, Proxy};
+use zbus::{Connection, MatchRule, MessageStream, OwnedObjectPath, Proxy};
 
+use super::Rewrites;
 use crate::bus::{self, RESOLVED, RESOLVED_PATH};
+#[cfg(doc)]
+use crate::takeover::REWRITES;
 
 /// How long until a bus that isn't there, or a resolved that has refused, is tried again.
 const SLOW: Duration = Duration::from_secs(60);
@@ -82,8 +89,8 @@ impl Hold {
 
 /// Why waiting has ended.
 enum Event {
-    /// Somebody has taken or given up the name.
-    Owner,
+    /// Somebody has taken or given up the name, or something that resolved knows is another.
+    Moved,
     /// The bus is gone.
     Gone,
     /// It is time to try again.
@@ -98,14 +105,30 @@ async fn keep(
     tried: oneshot::Sender<()>,
 ) {
     let mut tried = Some(tried);
-    let mut said = false;
+    let (mut said, mut contested) = (false, false);
+    let mut sets = Rewrites::default();
     loop {
         let mut bus = listen(address).await.ok();
+        // Who was told last. A bus that came back may be another one.
+        let mut told = None;
         loop {
             let mut refused = false;
             if let Some((bus, _)) = &bus {
-                let why = match tokio::time::timeout(PATIENCE, set(bus, link)).await {
-                    Ok(Ok(is_set)) => {
+                let setting = set_where_needed(bus, link, &mut told, &mut sets);
+                let why = match tokio::time::timeout(PATIENCE, setting).await {
+                    Ok(Ok(Set::Contested)) => {
+                        refused = true;
+                        tell.send_replace(false);
+                        if !std::mem::replace(&mut contested, true) {
+                            warn!(
+                                code = "resolved-contested",
+                                "something keeps telling systemd-resolved not to ask us"
+                            );
+                        }
+                        None
+                    }
+                    Ok(Ok(done)) => {
+                        let is_set = done == Set::Done;
                         if is_set && !*tell.borrow() {
                             info!("systemd-resolved asks us");
                         }
@@ -124,37 +147,118 @@ async fn keep(
                 }
             }
             drop(tried.take());
-            let event = tokio::select! {
-                event = changed(&mut bus) => event,
-                () = tokio::time::sleep(SLOW), if refused || bus.is_none() => Event::Slow,
-            };
-            match (event, &bus) {
-                (Event::Owner | Event::Slow, Some(_)) => {}
-                (Event::Gone, _) | (Event::Owner | Event::Slow, None) => break,
+            match (next(&mut bus, refused).await, &bus) {
+                (Event::Moved | Event::Slow, Some(_)) => {}
+                (Event::Gone, _) | (Event::Moved | Event::Slow, None) => break,
             }
         }
         tell.send_replace(false);
     }
 }
 
-async fn listen(address: Option<&str>) -> zbus::Result<(Connection, MessageStream)> {
+type News = Select<MessageStream, MessageStream>;
+
+async fn listen(address: Option<&str>) -> zbus::Result<(Connection, News)> {
     let bus = bus::connect(address).await?;
     let owners = MessageStream::for_match_rule(bus::comings(RESOLVED)?, &bus, None).await?;
-    Ok((bus, owners))
+    let properties = MatchRule::builder()
+        .msg_type(Type::Signal)
+        .interface("org.freedesktop.DBus.Properties")
+        .member("PropertiesChanged")
+        .path(RESOLVED_PATH)
+        .build()?;
+    let properties = MessageStream::for_match_rule(properties, &bus, None).await?;
+    Ok((bus, select(owners, properties)))
 }
 
-async fn changed(bus: &mut Option<(Connection, MessageStream)>) -> Event {
-    let Some((_, owners)) = bus else { return std::future::pending().await };
-    match owners.next().await {
-        Some(_) => Event::Owner,
-        None => Event::Gone,
+/// Waits until there may be something to do. `slow`: something is to be tried again, and nothing
+/// before its time.
+async fn next(bus: &mut Option<(Connection, News)>, slow: bool) -> Event {
+    let mut until = Instant::now() + SLOW;
+    let (mut timed, mut event) = (slow || bus.is_none(), Event::Slow);
+    loop {
+        let news = async {
+            match bus {
+                Some((_, news)) => news.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // What comes is taken in any case: who doesn't read gets no answers either.
+            news = news => match news {
+                None => return Event::Gone,
+                Some(message) if is_owner(&message) => return Event::Moved,
+                Some(_) if timed => {}
+                Some(_) => (timed, event, until) = (true, Event::Moved, Instant::now() + GATHER),
+            },
+            () = tokio::time::sleep_until(until.into()), if timed => return event,
+        }
     }
 }
 
-/// Sets the link; false: resolved doesn't run.
-async fn set(bus: &Connection, link: &Link) -> zbus::Result<bool> {
-    let Some(owner) = bus::owner(bus, RESOLVED).await? else { return Ok(false) };
+/// Whether resolved has come or gone.
+fn is_owner(message: &zbus::Result<zbus::Message>) -> bool {
+    message.as_ref().is_ok_and(|message| {
+        message.header().member().is_some_and(|member| member == "NameOwnerChanged")
+    })
+}
+
+/// What is told together counts as one.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// What came of setting the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Set {
+    Done,
+    /// resolved doesn't run.
+    Absent,
+    /// It was set too often of late.
+    Contested,
+}
+
+/// Sets the link, but where this resolved was told already and it is still as it was set.
+async fn set_where_needed(
+    bus: &Connection,
+    link: &Link,
+    told: &mut Option<OwnedUniqueName>,
+    sets: &mut Rewrites,
+) -> zbus::Result<Set> {
+    let Some(owner) = bus::owner(bus, RESOLVED).await? else { return Ok(Set::Absent) };
     let resolved = manager(bus, &owner).await?;
+    if told.as_ref() == Some(&owner) && stays(bus, &owner, &resolved, link).await {
+        return Ok(Set::Done);
+    }
+    *told = None;
+    if !sets.again(Instant::now()) {
+        return Ok(Set::Contested);
+    }
+    set(bus, resolved, link).await?;
+    *told = Some(owner.clone());
+    Ok(Set::Done)
+}
+
+/// Whether a link is as we have set it. One that can't be looked at counts as such.
+async fn stays(
+    bus: &Connection,
+    owner: &OwnedUniqueName,
+    resolved: &Proxy<'_>,
+    link: &Link,
+) -> bool {
+    let index = i32::try_from(link.index).unwrap_or(0);
+    let looked = async {
+        let path: OwnedObjectPath = resolved.call("GetLink", &index).await?;
+        let at = bus::object(bus, owner, path.as_str(), "org.freedesktop.resolve1.Link").await?;
+        let servers: Vec<(i32, Vec<u8>)> = at.get_property("DNS").await?;
+        let domains: Vec<(String, bool)> = at.get_property("Domains").await?;
+        zbus::Result::Ok((servers, domains))
+    };
+    let Ok((servers, domains)) = looked.await else { return true };
+    let leads = domains.iter().any(|(domain, route)| *route && matches!(&**domain, "." | ""));
+    leads && servers == link.servers.iter().map(octets).collect::<Vec<_>>()
+}
+
+/// Sets the link.
+async fn set(bus: &Connection, resolved: Proxy<'_>, link: &Link) -> zbus::Result<()> {
     match set_by(&resolved, link).await {
         Err(error) if is(&error, "org.freedesktop.resolve1.LinkBusy") => {
             let Some(owner) = bus::owner(bus, NETWORKD).await? else { return Err(error) };
@@ -164,15 +268,18 @@ async fn set(bus: &Connection, link: &Link) -> zbus::Result<bool> {
     }
     // What was learned from others is past.
     flush(&resolved).await;
-    Ok(true)
+    Ok(())
+}
+
+fn octets(ip: &IpAddr) -> (i32, Vec<u8>) {
+    match ip {
+        IpAddr::V4(v4) => (AF_INET, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (AF_INET6, v6.octets().to_vec()),
+    }
 }
 
 async fn set_by(manager: &Proxy<'_>, link: &Link) -> zbus::Result<()> {
     let index = i32::try_from(link.index).unwrap_or(0);
-    let octets = |ip: &IpAddr| match ip {
-        IpAddr::V4(v4) => (AF_INET, v4.octets().to_vec()),
-        IpAddr::V6(v6) => (AF_INET6, v6.octets().to_vec()),
-    };
     let servers: Vec<(i32, Vec<u8>)> = link.servers.iter().map(octets).collect();
     // To us it is a hop within the host.
     optional(manager.call_method("SetLinkDNSOverTLS", &(index, "no")).await)?;

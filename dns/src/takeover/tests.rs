@@ -113,8 +113,14 @@ fn a_limit() {
 
 const OURS: &str = "nameserver 198.18.0.2\n";
 
-fn is_ours(bytes: &[u8]) -> bool {
-    bytes == OURS.as_bytes()
+const ANOTHERS: &str = "nameserver 198.18.9.9\n";
+
+fn whose(bytes: &[u8]) -> Whose {
+    match bytes {
+        bytes if bytes == OURS.as_bytes() => Whose::Ours,
+        bytes if bytes == ANOTHERS.as_bytes() => Whose::Anothers,
+        _ => Whose::Theirs,
+    }
 }
 
 /// What is to be done.
@@ -137,7 +143,7 @@ async fn the_file_is_followed_and_then_left() {
     let bus = nowhere(&scratch);
     scratch.write("etc/resolv.conf", "nameserver 192.0.2.1\n");
     let (mut follow, hold) =
-        Follow::new(Wanted::Auto, scratch.path(), Some(&bus), is_ours).await.unwrap();
+        Follow::new(Wanted::Auto, scratch.path(), Some(&bus), whose).await.unwrap();
     assert!(hold);
     let take = Some(Todo::Take(Way::File));
     assert_eq!(next(&mut follow).await, take, "at once");
@@ -154,6 +160,46 @@ async fn the_file_is_followed_and_then_left() {
     assert!(quiet(&mut follow).await, "never again");
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_done_is_told_again() {
+    let scratch = Scratch::new();
+    let bus = nowhere(&scratch);
+    scratch.write("etc/resolv.conf", "nameserver 192.0.2.1\n");
+    let (mut follow, _) =
+        Follow::new(Wanted::File, scratch.path(), Some(&bus), whose).await.unwrap();
+    let take = Todo::Take(Way::File);
+    assert_eq!(follow.next().await, take);
+    // More often than a rewrite would be answered.
+    for seconds in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
+        follow.failed();
+        let began = Instant::now();
+        let at = follow.again.at.expect("a time");
+        assert_eq!(at.duration_since(began).as_secs_f64().round() as u64, seconds);
+        assert_eq!(follow.next().await, take, "after {seconds} s");
+    }
+    // Once it is done there is nothing to try again, and the next fault begins anew.
+    scratch.write("etc/resolv.conf", OURS);
+    assert_eq!(follow.now().await, None);
+    assert!(follow.again.at.is_none());
+    follow.failed();
+    assert!(follow.again.at.expect("a time") <= Instant::now() + Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_file_of_another_daemon_is_left_while_it_runs() {
+    let scratch = Scratch::new();
+    let bus = nowhere(&scratch);
+    scratch.write("etc/resolv.conf", ANOTHERS);
+    let (mut follow, _) =
+        Follow::new(Wanted::Auto, scratch.path(), Some(&bus), whose).await.unwrap();
+    assert_eq!(follow.now().await, None);
+    assert!(follow.shared && follow.again.at.is_some(), "it is looked at again");
+    assert!(quiet(&mut follow).await);
+    // It ends, and puts back what was there.
+    scratch.write("etc/resolv.conf", "nameserver 192.0.2.1\n");
+    assert_eq!(next(&mut follow).await, Some(Todo::Take(Way::File)));
+}
+
 #[tokio::test]
 async fn who_writes_the_file_may_change() {
     let scratch = Scratch::new();
@@ -164,10 +210,25 @@ async fn who_writes_the_file_may_change() {
     let path = scratch.path().join("etc/resolv.conf");
     std::os::unix::fs::symlink("../run/resolvconf/resolv.conf", &path).unwrap();
     let (mut follow, _) =
-        Follow::new(Wanted::Auto, scratch.path(), Some(&bus), is_ours).await.unwrap();
+        Follow::new(Wanted::Auto, scratch.path(), Some(&bus), whose).await.unwrap();
     assert_eq!(next(&mut follow).await, Some(Todo::Take(Way::Record)));
-    scratch.write("run/resolvconf/resolv.conf", "nameserver 198.18.0.2\nnameserver 192.0.2.1\n");
+    let record = format!("run/resolvconf/interface/{RECORD}");
+    let (with, without) =
+        ("nameserver 198.18.0.2\nnameserver 192.0.2.1\n", "nameserver 192.0.2.1\n");
+    // A cache on this host stands before the record.
+    scratch.write(&record, OURS);
+    scratch.write("run/resolvconf/resolv.conf", "nameserver 127.0.0.1\n");
+    assert!(quiet(&mut follow).await, "it has its record, and whoever stands before it");
+    scratch.write("run/resolvconf/resolv.conf", with);
     assert!(quiet(&mut follow).await, "it has its record");
+    std::fs::remove_file(scratch.path().join(&record)).unwrap();
+    scratch.write("run/resolvconf/resolv.conf", without);
+    assert_eq!(next(&mut follow).await, Some(Todo::Take(Way::Record)), "it was removed");
+    scratch.write(&record, OURS);
+    scratch.write("run/resolvconf/resolv.conf", with);
+    assert!(quiet(&mut follow).await, "it has it again");
+    scratch.write("run/resolvconf/resolv.conf", without);
+    assert_eq!(next(&mut follow).await, Some(Todo::Take(Way::Record)), "it no longer counts");
     std::fs::remove_file(&path).unwrap();
     std::os::unix::fs::symlink("other", &path).unwrap();
     assert_eq!(next(&mut follow).await, Some(Todo::Take(Way::File)), "no longer resolvconf's");
@@ -176,7 +237,7 @@ async fn who_writes_the_file_may_change() {
         (Wanted::Resolved, Err(TakeoverError::NoResolved)),
         (Wanted::Resolvconf, Ok(Todo::Take(Way::Record))),
     ] {
-        let follow = Follow::new(wanted, scratch.path(), Some(&bus), is_ours).await;
+        let follow = Follow::new(wanted, scratch.path(), Some(&bus), whose).await;
         let told = match follow {
             Ok((mut follow, _)) => Ok(next(&mut follow).await.expect("in time")),
             Err(error) => Err(error),
@@ -184,7 +245,7 @@ async fn who_writes_the_file_may_change() {
         assert_eq!(told, expected, "{wanted:?}");
     }
     let (mut follow, _) =
-        Follow::new(Wanted::None, scratch.path(), Some(&bus), is_ours).await.unwrap();
+        Follow::new(Wanted::None, scratch.path(), Some(&bus), whose).await.unwrap();
     assert!(quiet(&mut follow).await, "nothing is wanted");
 }
 
@@ -230,8 +291,29 @@ impl Resolved {
         self.called(format!("revert {link}"))
     }
 
+    fn get_link(&self, link: i32) -> zbus::OwnedObjectPath {
+        let path = format!("/org/freedesktop/resolve1/link/_{link}");
+        path.try_into().expect("a path")
+    }
+
     fn flush_caches(&self) {
         self.calls.lock().unwrap().push("flush".to_owned());
+    }
+}
+
+/// The link, as somebody else has left it.
+struct Reverted;
+
+#[interface(name = "org.freedesktop.resolve1.Link")]
+impl Reverted {
+    #[zbus(property, name = "DNS")]
+    fn dns(&self) -> Vec<(i32, Vec<u8>)> {
+        Vec::new()
+    }
+
+    #[zbus(property)]
+    fn domains(&self) -> Vec<(String, bool)> {
+        Vec::new()
     }
 }
 
@@ -312,6 +394,42 @@ async fn resolved_is_told_each_time_it_begins() {
     hold.release().await;
     assert_eq!(taken(&calls), ["revert 7", "flush"]);
 }
+
+/// Somebody keeps telling resolved otherwise: it is told again, and then not for a while.
+#[tokio::test]
+async fn a_war_over_a_link_has_a_limit() {
+    let scratch = Scratch::new();
+    let path = scratch.path().join("bus").to_string_lossy().into_owned();
+    let bus = format!("unix:path={path}");
+    let Some(_bus) = TestBus::start(&scratch, &path) else { return };
+    let (service, calls) = resolved(&bus, false).await;
+    let hold = resolved::hold(Some(bus.clone()), link()).await;
+    assert!(hold.is_set());
+    let moved = async || {
+        let body = ("org.freedesktop.resolve1.Manager", Changed::new(), vec!["DNS"]);
+        let at = "/org/freedesktop/resolve1";
+        let interface = "org.freedesktop.DBus.Properties";
+        service.emit_signal(None::<&str>, at, interface, "PropertiesChanged", &body).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    };
+    // What can't be looked at, and what is as it was set, is left.
+    taken(&calls);
+    moved().await;
+    assert_eq!(taken(&calls), Vec::<String>::new());
+    service.object_server().at("/org/freedesktop/resolve1/link/_7", Reverted).await.unwrap();
+    for turn in 1..=REWRITES {
+        moved().await;
+        assert!(taken(&calls).iter().any(|call| call.starts_with("dns 7")), "{turn}");
+        assert!(hold.is_set());
+    }
+    moved().await;
+    assert_eq!(taken(&calls), Vec::<String>::new(), "once too often");
+    assert!(!hold.is_set());
+    hold.release().await;
+    assert_eq!(taken(&calls), ["revert 7", "flush"]);
+}
+
+type Changed = std::collections::HashMap<String, zbus::OwnedVariant>;
 
 #[tokio::test]
 async fn a_link_that_networkd_manages() {

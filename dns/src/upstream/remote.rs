@@ -1,7 +1,7 @@
 //! One server: what is known of it, and one question to it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use tokio::time::Instant;
 
-use super::Asked;
 use super::fault::Fault;
 use super::health::{Failed, Health, State};
 use super::stream::{Connection, Tls};
 use super::udp::{Came, Udp};
+use super::{Asked, is_good};
 use crate::own::OwnQueries;
 use crate::server::{Endpoint, Server, Transport};
 use crate::socket::{Target, Way};
@@ -22,6 +22,9 @@ use crate::tls::{Credentials, TrustError};
 /// Answers in a row without the case of the question after which a server is taken for one that
 /// does not keep it. Each was on a port of its own: nobody guesses three.
 const CASE_LOST: u8 = 3;
+/// How long a server is asked without EDNS before it is tried again: another one may be there by
+/// then, and whoever has forged the one answer has not changed everything.
+pub(super) const NO_EDNS_LIVES: Duration = Duration::from_secs(300);
 /// Connections to one server at once: four times what one carries.
 const CONNECTIONS: usize = 4;
 /// A server's own address is asked again after this at the soonest, and at the latest.
@@ -34,7 +37,8 @@ pub(super) struct Remote {
     /// The first one alone, until it is full.
     connections: [Connection; CONNECTIONS],
     health: Mutex<Health>,
-    no_edns: AtomicBool,
+    /// Until then it is taken for one that does not know EDNS.
+    no_edns: Mutex<Option<Instant>>,
     case_lost: AtomicU8,
     address: Mutex<Option<(SocketAddr, Instant)>>,
 }
@@ -74,7 +78,7 @@ impl Remote {
                 Connection::new(Arc::clone(way), server, server.transport, tls.clone())
             }),
             health: Mutex::default(),
-            no_edns: AtomicBool::new(false),
+            no_edns: Mutex::default(),
             case_lost: AtomicU8::new(0),
             address: Mutex::default(),
         })
@@ -113,7 +117,7 @@ impl Remote {
         self.connections.iter().for_each(Connection::reset);
         *self.health() = Health::default();
         *lock(&self.address) = None;
-        self.no_edns.store(false, Ordering::Relaxed);
+        *lock(&self.no_edns) = None;
         self.case_lost.store(0, Ordering::Relaxed);
     }
 
@@ -133,7 +137,7 @@ impl Remote {
     pub(super) async fn ask(&self, address: SocketAddr, asked: &Asked) -> Result<Answer, Fault> {
         let plain;
         let mut asked = asked;
-        let with_edns = !self.no_edns.load(Ordering::Relaxed);
+        let with_edns = lock(&self.no_edns).is_none_or(|until| Instant::now() >= until);
         if !with_edns {
             plain = asked.without_edns().ok_or(Fault::Garbage)?;
             asked = &plain;
@@ -143,8 +147,8 @@ impl Remote {
             // RFC 6891 7: it may know the query without.
             let plain = asked.without_edns().ok_or(Fault::Garbage)?;
             let again = self.ask_once(address, &plain).await?;
-            if again.message.response_code != answer.message.response_code {
-                self.no_edns.store(true, Ordering::Relaxed);
+            if is_good(&again.message) {
+                *lock(&self.no_edns) = Some(Instant::now() + NO_EDNS_LIVES);
             }
             return Ok(again);
         }
@@ -196,7 +200,13 @@ impl Remote {
     async fn ask_connected(&self, address: SocketAddr, asked: &Asked) -> Result<Answer, Fault> {
         let [first, ..] = &self.connections;
         let connection = self.connections.iter().find(|c| c.has_room()).unwrap_or(first);
-        let message = checked(connection.ask(address, &asked.message).await?, asked)?;
+        let answer = connection.ask(address, &asked.message).await;
+        let answer = answer.and_then(|message| checked(message, asked));
+        if answer == Err(Fault::Garbage) {
+            // Whoever says what was not asked may go on with it for ever.
+            connection.reset();
+        }
+        let message = answer?;
         if message.truncation {
             // Nothing is left that could carry the whole.
             return Err(Fault::Garbage);
@@ -234,11 +244,14 @@ fn checked(mut message: Message, asked: &Asked) -> Result<Message, Fault> {
     Ok(message)
 }
 
-/// RFC 6891 6.1.3 and 7: FORMERR or NOTIMP of those who have never heard of it, BADVERS.
+/// RFC 6891 6.1.3 and 7: FORMERR or NOTIMP of those who have never heard of it, BADVERS. Who has
+/// heard of it answers with an OPT (6.1.1), and means something else.
 fn knows_no_edns(answer: &Message) -> bool {
-    answer.response_code == ResponseCode::FormErr
-        || answer.response_code == ResponseCode::NotImp
-        || answer.response_code == ResponseCode::BADVERS
+    let code = answer.response_code;
+    let refuses = code == ResponseCode::FormErr || code == ResponseCode::NotImp;
+    // Its number is BADSIG's too, as which hickory reads it.
+    let bad_version = u16::from(code) == u16::from(ResponseCode::BADVERS);
+    refuses && answer.edns.is_none() || bad_version
 }
 
 /// What to ask for the addresses of a host.

@@ -14,8 +14,8 @@ use hickory_net::h2::HttpsClientStream;
 use hickory_net::quic::QuicClientStream;
 use hickory_net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_net::tcp::TcpClientStream;
-use hickory_net::tls::tls_exchange;
-use hickory_net::xfer::{DnsExchange, DnsHandle as _};
+use hickory_net::tls::tls_client_connect;
+use hickory_net::xfer::{DnsExchange, DnsHandle as _, DnsMultiplexer};
 use hickory_proto::op::{DnsRequest, DnsRequestOptions, Message};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use super::fault::Fault;
 use crate::server::{Server, Transport};
+use crate::socket::allowance::Allowance;
 use crate::socket::provider::Provider;
 use crate::socket::quic::QuicSocket;
 use crate::socket::{Stream, Target, Way};
@@ -33,8 +34,9 @@ use crate::tls::Verdict;
 /// hickory's queue in front of a TCP stream has this many places, and says of a full one the same
 /// as of one whose stream is gone.
 const MOST_OPEN: usize = 32;
-/// hickory's limits are not ours: the caller gives up long before.
-const NEVER: Duration = Duration::from_secs(30);
+/// hickory's limits are not ours: the caller gives up before. A connection that was given up with
+/// questions still open ends by then, whatever still comes.
+const NEVER: Duration = Duration::from_secs(6);
 
 /// One server's connection.
 pub(crate) struct Connection {
@@ -59,6 +61,7 @@ pub(crate) struct Tls {
 struct Live {
     exchange: DnsExchange<Provider>,
     number: u64,
+    allowance: Allowance,
 }
 
 #[derive(Default)]
@@ -77,7 +80,11 @@ impl Connection {
         tls: Option<Tls>,
     ) -> Self {
         Self {
-            provider: Provider { way, device: server.device.clone() },
+            provider: Provider {
+                way,
+                device: server.device.clone(),
+                allowance: Allowance::default(),
+            },
             transport,
             tls,
             path: server.path.clone(),
@@ -103,6 +110,7 @@ impl Connection {
             let (live, fresh) = self.live(address).await?;
             let mut request = DnsRequest::new(query.clone(), DnsRequestOptions::default());
             request.metadata.id = 0;
+            live.allowance.grant();
             let fault = match live.exchange.send(request).next().await {
                 Some(Ok(answer)) => {
                     self.last(|last| last.answer = Some(Instant::now()));
@@ -125,16 +133,20 @@ impl Connection {
     /// Nothing came to a question asked `since`: where nothing came to any other, the connection
     /// is taken for dead.
     pub(crate) fn silent(&self, since: Instant) {
-        self.last(|last| {
-            if last.answer.is_none_or(|answer| answer < since) {
-                last.given_up = last.opened;
-            }
-        });
+        let is_dead = self.last(|last| last.answer.is_none_or(|answer| answer < since));
+        if is_dead {
+            self.reset();
+        }
     }
 
     /// Gives up the connection: the way has changed.
     pub(crate) fn reset(&self) {
         self.last(|last| last.given_up = last.opened);
+        // It ends with its last question, whatever still comes. One that is being opened is seen
+        // to be given up by whoever wants it next.
+        if let Ok(mut live) = self.live.try_lock() {
+            *live = None;
+        }
     }
 
     /// The connection, and whether it was opened for this question.
@@ -149,18 +161,23 @@ impl Connection {
         if let Some(tls) = &self.tls {
             tls.verdict.take();
         }
-        let exchange = self.connect(address).await?;
+        let allowance = Allowance::default();
+        let exchange = self.connect(address, allowance.clone()).await?;
         let number = self.last(|last| {
             last.opened += 1;
             last.opened
         });
-        let opened = Live { exchange, number };
+        let opened = Live { exchange, number, allowance };
         *live = Some(opened.clone());
         Ok((opened, true))
     }
 
-    async fn connect(&self, address: SocketAddr) -> Result<DnsExchange<Provider>, Fault> {
-        let provider = self.provider.clone();
+    async fn connect(
+        &self,
+        address: SocketAddr,
+        allowance: Allowance,
+    ) -> Result<DnsExchange<Provider>, Fault> {
+        let provider = Provider { allowance, ..self.provider.clone() };
         let connected = match (self.transport, &self.tls) {
             (Transport::Udp | Transport::Tcp, _) | (_, None) => {
                 TcpClientStream::<AsyncIoTokioAsStd<Box<dyn Stream>>>::exchange(
@@ -175,8 +192,17 @@ impl Connection {
             (Transport::Tls, Some(tls)) => {
                 let name = ServerName::try_from(tls.name.to_string());
                 let name = name.map_err(|_| Fault::NoAddress)?;
-                let config = tls.config.clone();
-                tls_exchange(address, name, config, NEVER, Some(MOST_OPEN), provider).await
+                // Not by hickory's `tls_exchange`, which names no server: one of several behind one
+                // address has no other way to know whose certificate is wanted.
+                let config = Arc::new(tls.config.clone());
+                let (stream, sender) = tls_client_connect(address, name, config, provider);
+                stream.await.map(|stream| {
+                    let streams = DnsMultiplexer::new(stream, sender).with_timeout(NEVER);
+                    let streams = streams.with_max_active_requests(MOST_OPEN);
+                    let (exchange, background) = DnsExchange::from_stream(streams);
+                    tokio::spawn(background);
+                    exchange
+                })
             }
             (Transport::Https, Some(tls)) => {
                 let config = Arc::new(tls.config.clone());
@@ -185,7 +211,9 @@ impl Connection {
                 let path = self.path.clone().unwrap_or_default();
                 builder.exchange(address, Arc::clone(&tls.name), path).await
             }
-            (Transport::Quic, Some(tls)) => return self.connect_quic(address, tls).await,
+            (Transport::Quic, Some(tls)) => {
+                return self.connect_quic(address, tls, provider.allowance).await;
+            }
         };
         connected.map_err(|error| self.fault(&error))
     }
@@ -194,10 +222,11 @@ impl Connection {
         &self,
         address: SocketAddr,
         tls: &Tls,
+        allowance: Allowance,
     ) -> Result<DnsExchange<Provider>, Fault> {
         let target = Target { address, device: self.provider.device.clone() };
         let datagrams = self.provider.way.bind_udp(&target).map_err(|e| Fault::from(&e))?;
-        let socket = Arc::new(QuicSocket::new(datagrams, address));
+        let socket = Arc::new(QuicSocket::new(datagrams, address, allowance));
         QuicClientStream::builder()
             .crypto_config(tls.config.clone())
             .request_timeout(NEVER)

@@ -94,6 +94,8 @@ pub(crate) fn fit(query: &[u8], question_end: usize, answer: &[u8]) -> Fit {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn query() -> Vec<u8> {
@@ -180,6 +182,60 @@ mod tests {
             ("empty", Fit::Other, &Vec::clear),
         ] {
             assert_eq!(answer(change), want, "{name}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Of a query as one is made here, whatever the answer's bytes are: an answer that fits has
+        /// its question, letter for letter.
+        #[test]
+        fn no_bytes_fit_but_an_answers(
+            head in prop::collection::vec(any::<u8>(), 0..8),
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            noise in prop::option::weighted(0.3, prop::collection::vec(any::<u8>(), 0..80)),
+            random in any::<[u8; 32]>(),
+        ) {
+            let mut query = query();
+            let end = question_end(&query).expect("an end");
+            turn_case(&mut query, end, &random);
+            let mut answer = query.clone();
+            answer[2] |= QR;
+            for (place, byte) in edits {
+                let at = place.index(answer.len());
+                answer[at] = byte;
+            }
+            let answer = noise.unwrap_or_else(|| [answer, head].concat());
+            let same = answer.get(HEADER..end) == Some(&query[HEADER..end]);
+            let empty = answer.len() >= HEADER && answer[4..6] == [0, 0] && answer[3] & RCODE != 0;
+            let folded = answer.get(HEADER..end - 4).is_some_and(|question| {
+                question.eq_ignore_ascii_case(&query[HEADER..end - 4])
+            });
+            match fit(&query, end, &answer) {
+                Fit::Same => prop_assert!(same || empty, "{answer:?}"),
+                Fit::CaseLost => prop_assert!(folded && !same, "{answer:?}"),
+                Fit::Other => {}
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..300),
+            one in any::<bool>(),
+        ) {
+            if let (true, Some(count)) = (one, bytes.get_mut(4..6)) {
+                count.copy_from_slice(&[0, 1]);
+            }
+            if let Some(end) = question_end(&bytes) {
+                let before = bytes.clone();
+                turn_case(&mut bytes, end, &[0xff; 32]);
+                prop_assert_eq!(question_end(&bytes), Some(end));
+                prop_assert!(bytes.eq_ignore_ascii_case(&before));
+                fit(&bytes, end, &before);
+            }
+            id(&bytes);
+            set_id(&mut bytes, 7);
         }
     }
 }

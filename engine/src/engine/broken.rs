@@ -9,7 +9,7 @@
 //! note a packet is enough, and each costs some percent of it.
 
 use crate::engine::{Engine, Input, Output};
-use crate::flow::{FlowId, Held, State, Waiting};
+use crate::flow::{First, FlowId, Held, State, Waiting};
 
 impl Engine {
     /// The flow that was carried last: after a panic, the one to end. `None`: it was not a
@@ -27,7 +27,9 @@ impl Engine {
     /// Removes a flow that cannot be ended: no packet, no report. What it holds outside is
     /// given back.
     pub fn forget(&mut self, id: FlowId) {
+        self.free_port(id);
         let Some(flow) = self.table.remove(id) else { return };
+        self.end_chain(&flow.opening);
         match flow.state {
             State::Stream(stream) => {
                 let rings = stream.rings;
@@ -39,8 +41,14 @@ impl Engine {
             | State::Held(Held { waiting: Waiting::Egress(Some(mapping)), .. }) => {
                 self.leave_mapping(mapping);
             }
+            State::Held(Held { first: First::Peeked(stream), .. }) => {
+                let rings = stream.rings;
+                drop(stream);
+                self.outputs.push_back(Output::Close(id));
+                self.outputs.push_back(Output::Release(rings, u64::MAX));
+            }
             State::Held(_) | State::Echo { .. } => self.outputs.push_back(Output::Close(id)),
-            State::Questions { .. } => {}
+            State::Link(_) | State::Questions { .. } => {}
             State::Answered(_) => self.answered -= 1,
         }
     }
@@ -53,15 +61,19 @@ impl Input {
             Self::Owner(id, _)
             | Self::Source(id, _)
             | Self::SourceChanged(id, _)
+            | Self::Lent(id, _)
             | Self::Connected(id, ..)
+            | Self::Joined(id, _)
             | Self::Bound(id, _)
             | Self::Failed(id, _)
+            | Self::ProxyFailed(id, _)
+            | Self::ProxyEnded(id, _)
             | Self::Unsupported(id)
             | Self::FarEnded(id)
             | Self::FarFailed(id, _)
             | Self::EchoFailed(id, _)
             | Self::Broken(id) => Some(*id),
-            Self::DatagramFailed(..) | Self::EvictIdle | Self::Shutdown => None,
+            Self::DatagramFailed(..) | Self::Unsent(..) | Self::EvictIdle | Self::Shutdown => None,
         }
     }
 }
@@ -72,8 +84,11 @@ impl Output {
         match self {
             Self::Owner(id, ..)
             | Self::Source(id, ..)
+            | Self::Rings(id)
             | Self::Connect(id, ..)
+            | Self::ConnectVia(id, ..)
             | Self::Bind(id, ..)
+            | Self::Associate(id, ..)
             | Self::OpenEcho(id, ..)
             | Self::Serve(id)
             | Self::ShutdownFar(id)

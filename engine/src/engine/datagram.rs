@@ -5,17 +5,19 @@
 
 use std::net::SocketAddr;
 
-use crate::engine::{Datagram, Engine, Mapping, MappingKey, Meta, Output, Unsent, Way, write_icmp};
+use crate::engine::link::{Carried, What};
+use crate::engine::{Datagram, Engine, Mapping, MappingKey, Meta, Output, Unsent, Way};
 use crate::flow::{
     First, FlowId, HELD_DATAGRAMS, Held, Key, MappingId, SavedDatagram, SavedEcho, State, Waiting,
 };
 use crate::packet::checksum::{finish, fold, pseudo, sum};
 use crate::packet::icmp::{self, Answer, Cause};
 use crate::packet::{
-    ECHO_HEADER, Echo, ICMP, ICMPV6, Packet, UDP, UDP_HEADER, Udp, ip_header, write_ip,
+    ECHO_HEADER, Echo, Head, ICMP, ICMPV6, LARGEST, Packet, UDP, UDP_HEADER, Udp, ip_header,
+    write_ip,
 };
 use crate::report::Stage;
-use crate::{Dropped, Facts, Failure, Instant, Outcome, Protocol, Sink};
+use crate::{Dropped, Facts, Failure, Instant, Outcome, Protocol, Reason, Sink};
 
 impl Engine {
     pub(super) fn udp_packet(
@@ -32,7 +34,8 @@ impl Engine {
             (packet.destination, udp.destination_port),
         );
         let dont_fragment = packet.dont_fragment;
-        let datagram = Datagram { payload: udp.payload, segment, dont_fragment };
+        let datagram = Datagram { payload: udp.payload, segment, dont_fragment, may_wait: true };
+        let head = packet.head;
         let Some(id) = self.table.find(&key) else {
             if udp.destination_port == 0 || udp.source_port == 0 {
                 return Outcome::Dropped(Dropped::Malformed);
@@ -40,7 +43,7 @@ impl Engine {
             let client = SocketAddr::new(packet.source, udp.source_port);
             let destination = SocketAddr::new(packet.destination, udp.destination_port);
             let facts = self.facts(Protocol::Udp, client, destination);
-            let first = First::Datagrams(vec![save(&datagram)]);
+            let first = First::Datagrams(vec![save(&datagram, head)]);
             return self.hold(key, facts, first, now, sink);
         };
         self.carried = Some(id);
@@ -57,12 +60,18 @@ impl Engine {
             State::Held(Held { first: First::Datagrams(saved), .. })
                 if saved.len() < HELD_DATAGRAMS =>
             {
-                saved.push(save(&datagram));
+                saved.push(save(&datagram, head));
                 Outcome::Held
             }
             State::Held(_) => Outcome::Dropped(Dropped::HeldFull),
             State::Questions { .. } => self.send(id, Way::Service(id), datagram, sink),
             State::Answered(_) => self.answered(id, now, sink),
+            State::Link(_) => {
+                // A datagram that was in pieces has no bytes that would show all of it.
+                let bytes = Some(packet.bytes).filter(|_| !packet.in_pieces);
+                let carried = Carried { head, what: What::Udp(udp.payload), segment, bytes };
+                self.cross(id, &carried, now, sink)
+            }
             State::Stream(_) | State::Echo { .. } => Outcome::Dropped(Dropped::NoFlow),
         }
     }
@@ -98,6 +107,7 @@ impl Engine {
                     payload: echo.payload,
                     segment: None,
                     dont_fragment: packet.dont_fragment,
+                    may_wait: false,
                 };
                 self.send(id, Way::Echo(id, echo.sequence), datagram, sink)
             }
@@ -109,6 +119,12 @@ impl Engine {
             }
             State::Held(_) => Outcome::Dropped(Dropped::HeldFull),
             State::Answered(_) => self.answered(id, now, sink),
+            State::Link(_) => {
+                let bytes = Some(packet.bytes).filter(|_| !packet.in_pieces);
+                let what = What::Echo(echo.sequence, echo.payload);
+                let carried = Carried { head: packet.head, what, segment: None, bytes };
+                self.cross(id, &carried, now, sink)
+            }
             State::Stream(_) | State::Datagrams(_) | State::Questions { .. } => {
                 Outcome::Dropped(Dropped::NoFlow)
             }
@@ -139,6 +155,7 @@ impl Engine {
                         payload: &saved.payload,
                         segment: saved.segment,
                         dont_fragment: saved.dont_fragment,
+                        may_wait: false,
                     };
                     self.send(id, Way::Mapping(mapping, far), datagram, sink);
                     sent += 1;
@@ -155,12 +172,13 @@ impl Engine {
                         payload: &saved.payload,
                         segment: None,
                         dont_fragment: saved.dont_fragment,
+                        may_wait: false,
                     };
                     self.send(id, Way::Echo(id, saved.sequence), datagram, sink);
                     sent += 1;
                 }
             }
-            First::Syn(..) => {}
+            First::Syn(..) | First::Peeked(_) => {}
         }
         if let Some(flow) = self.table.get_mut(id) {
             flow.packets_sent += sent;
@@ -180,8 +198,7 @@ impl Engine {
         sink: &mut impl Sink,
     ) {
         let Some(id) = self.flow_of(mapping, from) else {
-            self.counters.replies_dropped[Dropped::Unsolicited as usize] += 1;
-            return;
+            return self.drop_reply(Dropped::Unsolicited);
         };
         self.carried = Some(id);
         self.table.touch(id, now);
@@ -189,6 +206,9 @@ impl Engine {
         flow.received += payload.len() as u64;
         flow.packets_received += 1;
         let (client, destination) = (flow.opening.facts.client(), flow.opening.facts.destination());
+        if flow.opening.chained {
+            self.leave_chain(id);
+        }
         let offload = self.config.offload;
         let step = segment.filter(|&s| s > 0 && usize::from(s) < payload.len());
         // What stands for a destination may answer over IPv6 a client that asked over IPv4,
@@ -253,6 +273,46 @@ impl Engine {
         if let Some(id) = self.flow_of(mapping, far) {
             self.carried = Some(id);
             self.tell_failure(id, failure, sink);
+        }
+    }
+
+    /// Takes back what was counted as sent.
+    pub(super) fn unsent(
+        &mut self,
+        mapping: MappingId,
+        far: SocketAddr,
+        datagrams: u64,
+        bytes: u64,
+        why: Unsent,
+        sink: &mut impl Sink,
+    ) {
+        let sent = &mut self.counters.to_egress;
+        *sent = sent.saturating_sub(datagrams);
+        match why {
+            Unsent::Full => self.counters.dropped[Dropped::EgressFull as usize] += datagrams,
+            Unsent::Failed(_) => self.counters.to_app += datagrams,
+        }
+        let Some(id) = self.flow_of(mapping, far) else { return };
+        self.carried = Some(id);
+        if let Some(flow) = self.table.get_mut(id) {
+            flow.sent = flow.sent.saturating_sub(bytes);
+        }
+        if let Unsent::Failed(failure) = why {
+            self.tell_failure(id, failure, sink);
+        }
+    }
+
+    /// The proxy carries this flow's datagrams no longer. Its next one is a new flow's first.
+    pub(super) fn proxy_ended(
+        &mut self,
+        id: FlowId,
+        failure: Failure,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        if self.table.get(id).is_some_and(|flow| matches!(flow.state, State::Datagrams(_))) {
+            self.tell_failure(id, failure, sink);
+            self.evict(id, Reason::Proxy, now, sink);
         }
     }
 
@@ -335,35 +395,15 @@ impl Engine {
     /// that is gone. TCP gets none.
     pub(super) fn tell_error(&self, id: FlowId, cause: Cause, sink: &mut impl Sink) {
         let Some(flow) = self.table.get(id) else { return };
-        let (client, destination) = (flow.opening.facts.client(), flow.opening.facts.destination());
-        if crate::cast::is_cast(destination.ip()) {
-            return;
+        let (v4, protocol) = (flow.opening.facts.client().is_ipv4(), flow.opening.facts.protocol);
+        if let Answer::Icmp(error) = icmp::answer(cause, protocol, v4) {
+            self.tell_icmp(id, error, None, None, sink);
         }
-        let v4 = client.is_ipv4();
-        let protocol = flow.opening.facts.protocol;
-        let Answer::Icmp(error) = icmp::answer(cause, protocol, v4) else { return };
-        let sequence = match &flow.state {
-            State::Echo { sequence } => *sequence,
-            State::Held(Held { first: First::Echoes(saved), .. }) => {
-                saved.last().map_or(0, |last| last.sequence)
-            }
-            State::Held(_)
-            | State::Stream(_)
-            | State::Datagrams(_)
-            | State::Questions { .. }
-            | State::Answered(_) => 0,
-        };
-        let mut quote = [0; icmp::QUOTED];
-        let length = if protocol == Protocol::Icmp {
-            icmp::quote_echo(&mut quote, client.ip(), destination.ip(), client.port(), sequence)
-        } else {
-            icmp::quote_udp(
-                &mut quote,
-                (client.ip(), client.port()),
-                (destination.ip(), destination.port()),
-            )
-        };
-        write_icmp(sink, destination.ip(), client.ip(), error, &quote[..length]);
+    }
+
+    /// Whether a reply from `far` would get through to an app.
+    pub fn awaits(&self, mapping: MappingId, far: SocketAddr) -> bool {
+        self.flow_of(mapping, far).is_some()
     }
 
     /// The flow of a mapping that talks to the far address `far`.
@@ -385,19 +425,17 @@ impl Engine {
     }
 }
 
-/// The most that a length field says: of all of an IPv4 packet, of an IPv6 packet's payload.
-const LARGEST: usize = 65_535;
-
 /// Whether one packet for that client can hold so many bytes of a datagram.
 pub(super) fn fits(client: SocketAddr, length: usize) -> bool {
     let counted = if client.is_ipv4() { ip_header(client.ip()) } else { 0 };
     counted + UDP_HEADER + length <= LARGEST
 }
 
-fn save(datagram: &Datagram<'_>) -> SavedDatagram {
+fn save(datagram: &Datagram<'_>, head: Head) -> SavedDatagram {
     SavedDatagram {
         payload: datagram.payload.into(),
         segment: datagram.segment,
+        head,
         dont_fragment: datagram.dont_fragment,
     }
 }
@@ -406,6 +444,7 @@ fn save_echo(packet: &Packet<'_>, echo: &Echo<'_>) -> SavedEcho {
     SavedEcho {
         sequence: echo.sequence,
         payload: echo.payload.into(),
+        head: packet.head,
         dont_fragment: packet.dont_fragment,
     }
 }

@@ -3,8 +3,8 @@
 use crate::engine::{Engine, Output};
 use crate::flow::table::Which;
 use crate::flow::tcp::Stream;
-use crate::flow::{FlowId, State, Waiting};
-use crate::{Dropped, Instant, Protocol, Reason, Sink, Via};
+use crate::flow::{First, FlowId, State, Waiting};
+use crate::{Dropped, Instant, Protocol, Reason, Sink};
 
 impl Engine {
     /// Makes room for one more flow. Flows that are not open give way among themselves
@@ -14,12 +14,12 @@ impl Engine {
     pub(super) fn make_room(
         &mut self,
         protocol: Protocol,
-        via: Via,
+        served: bool,
         now: Instant,
         sink: &mut impl Sink,
     ) -> Result<(), Dropped> {
         let asking = self.table.count(Which::Asking) + self.table.count(Which::Served);
-        if via == Via::Dns && protocol == Protocol::Udp && asking >= self.config.half_open {
+        if served && protocol == Protocol::Udp && asking >= self.config.half_open {
             let lists = [Which::Served, Which::Asking];
             let oldest = lists.into_iter().find_map(|list| self.table.oldest(list));
             self.evict(oldest.ok_or(Dropped::Limit)?, Reason::Limit, now, sink);
@@ -44,7 +44,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Ends the connection that was idle longest, to free its rings; no other flow has any.
+    /// Ends the connection that was idle longest, to free its rings. Of flows that are not open
+    /// only a peek has any, and [`Config::half_open`](crate::Config::half_open) bounds these.
     pub(super) fn evict_idle(&mut self, now: Instant, sink: &mut impl Sink) {
         if let Some(oldest) = self.table.oldest_stream() {
             self.evict(oldest, Reason::Limit, now, sink);
@@ -62,11 +63,21 @@ impl Engine {
                 self.stack.flush(&mut stream.endpoint, now, sink);
                 self.outputs.push_back(hang_up(id, stream));
             }
-            State::Held(held) if matches!(held.waiting, Waiting::Egress(None)) => {
-                self.outputs.push_back(Output::Close(id));
+            State::Held(held) => {
+                if let First::Peeked(stream) = &mut held.first {
+                    stream.endpoint.abort();
+                    self.stack.flush(&mut stream.endpoint, now, sink);
+                }
+                if matches!(held.waiting, Waiting::Egress(None)) {
+                    self.outputs.push_back(Output::Close(id));
+                }
             }
             State::Echo { .. } => self.outputs.push_back(Output::Close(id)),
-            State::Held(_) | State::Datagrams(_) | State::Questions { .. } | State::Answered(_) => {
+            // The app's own timer tells of silence.
+            State::Link(crossing) if !crossing.is_over() && reason != Reason::TimedOut => {
+                self.reset_both(id, sink);
+            }
+            State::Datagrams(_) | State::Link(_) | State::Questions { .. } | State::Answered(_) => {
             }
         }
         self.finish(id, reason, now);

@@ -12,7 +12,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::engine::datagram::{fits, write_udp};
-use crate::engine::{Datagram, Engine, Output, Way};
+use crate::engine::{Datagram, Engine, Output, Services, Way};
 use crate::flow::{First, FlowId, Held, State, Waiting};
 use crate::packet::icmp::Cause;
 use crate::report::Stage;
@@ -39,7 +39,30 @@ impl ResolverService {
     }
 }
 
+impl Services {
+    /// Where a destination leads and whether the service is there, or why nothing may go there.
+    pub(super) fn far_of(&self, destination: SocketAddr) -> Result<(SocketAddr, bool), Dropped> {
+        if self.resolver.as_ref().is_some_and(|resolver| resolver.takes(destination)) {
+            return Ok((destination, true));
+        }
+        let ip = destination.ip();
+        if let Some((_, loopback)) = self.loopback.iter().find(|(a, _)| *a == ip) {
+            return Ok((SocketAddr::new(*loopback, destination.port()), false));
+        }
+        if ip.is_loopback() {
+            return Err(Dropped::Martian);
+        }
+        Ok((destination, false))
+    }
+}
+
 impl Engine {
+    /// Has our own resolver answer at these places from now on. Live flows that would lead
+    /// elsewhere by it end in the walk behind the next [`Engine::reload`].
+    pub fn set_resolver(&mut self, resolver: ResolverService) {
+        self.config.services.resolver = Some(resolver);
+    }
+
     /// Opens an allowed flow to the service.
     pub(super) fn serve(&mut self, id: FlowId, now: Instant, sink: &mut impl Sink) {
         let Some(flow) = self.table.get_mut(id) else { return };
@@ -78,6 +101,7 @@ impl Engine {
                     payload: &saved.payload,
                     segment: saved.segment,
                     dont_fragment: saved.dont_fragment,
+                    may_wait: false,
                 };
                 self.send(id, Way::Service(id), datagram, sink);
             }

@@ -1,13 +1,15 @@
 //! TCP: from the app's segments to the far side's bytes and back.
 
 use crate::engine::limit::hang_up;
+use crate::engine::link::{Carried, What};
 use crate::engine::{Engine, Output, write_reset};
+use crate::flow::link::Life;
 use crate::flow::tcp::{Far, Step, Stream};
 use crate::flow::{First, FlowId, Held, Key, Rings, State, Waiting};
 use crate::packet::{Packet, TCP, Tcp};
 use crate::report::Stage;
 use crate::stack::{Phase, Syn};
-use crate::{Dropped, Failure, Instant, Outcome, Protocol, Reason, Sink, Via};
+use crate::{Dropped, Failure, Instant, Outcome, Protocol, Reason, Sink};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ impl Engine {
         &mut self,
         packet: &Packet<'_>,
         tcp: &Tcp<'_>,
+        segment: Option<u16>,
         now: Instant,
         sink: &mut impl Sink,
     ) -> Outcome {
@@ -45,6 +48,11 @@ impl Engine {
                     self.outputs.push_back(hang_up(id, stream));
                     self.finish(id, Reason::AppClosed, now);
                 }
+                State::Held(Held { first: First::Peeked(_), .. }) => {
+                    flow.packets_sent += 1;
+                    self.peeked_packet(id, packet.bytes, now, sink);
+                    return Outcome::Held;
+                }
                 State::Held(held) => {
                     if opens {
                         // Perhaps of another connect(): one that is given up in SYN-SENT is
@@ -69,6 +77,22 @@ impl Engine {
                     } else {
                         Outcome::Dropped(Dropped::Policy)
                     };
+                }
+                State::Link(crossing) => {
+                    if !(opens && crossing.is_over()) {
+                        flow.packets_sent += 1;
+                        self.table.touch(id, now);
+                        let bytes = Some(packet.bytes);
+                        let what = What::Tcp(*tcp);
+                        let carried = Carried { head: packet.head, what, segment, bytes };
+                        return self.cross(id, &carried, now, sink);
+                    }
+                    // As above.
+                    let reason = match &crossing.life {
+                        Life::Tcp(tracker) => tracker.silence(),
+                        Life::Udp | Life::Echo { .. } => Reason::AppClosed,
+                    };
+                    self.finish(id, reason, now);
                 }
                 State::Answered(_)
                 | State::Datagrams(_)
@@ -105,14 +129,32 @@ impl Engine {
         now: Instant,
         sink: &mut impl Sink,
     ) {
-        let waits = |held: &Held| matches!(held.waiting, Waiting::Egress(None));
-        let flow = self.table.get_mut(id);
-        let Some(flow) = flow.filter(|f| matches!(&f.state, State::Held(h) if waits(h))) else {
+        if self.has_rings(id) {
+            self.outputs.push_back(Output::Release(rings.id, 0));
+            return self.joined(id, port, now, sink);
+        }
+        if !self.waits_for(id, Waiting::Egress(None)) {
             self.outputs.push_back(Output::Release(rings.id, 0));
             self.outputs.push_back(Output::Close(id));
             return;
+        }
+        let Some(stream) = self.answer_syn(id, rings, now, sink) else { return };
+        self.carry_stream(id, port, stream, now, sink);
+    }
+
+    /// Makes the endpoint of a held SYN's connection and answers the SYN.
+    pub(super) fn answer_syn(
+        &mut self,
+        id: FlowId,
+        rings: Rings,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) -> Option<Stream> {
+        let flow = self.table.get(id)?;
+        let State::Held(Held { first: First::Syn(syn, mss), .. }) = &flow.state else {
+            self.outputs.push_back(Output::Release(rings.id, 0));
+            return None;
         };
-        let State::Held(Held { first: First::Syn(syn, mss), .. }) = &flow.state else { return };
         let syn = Syn {
             packet: syn,
             client: flow.opening.facts.client().ip(),
@@ -120,8 +162,21 @@ impl Engine {
             mss: *mss,
         };
         let endpoint = self.stack.accept(&syn, rings.to_far, rings.to_app, now, sink);
-        let served = flow.opening.via == Via::Dns;
-        flow.state = State::Stream(Stream::new(endpoint, rings.id, served));
+        Some(Stream::new(endpoint, rings.id, flow.opening.served))
+    }
+
+    /// Begins to carry bytes both ways.
+    pub(super) fn carry_stream(
+        &mut self,
+        id: FlowId,
+        port: u16,
+        stream: Stream,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) {
+        self.leave_chain(id);
+        let Some(flow) = self.table.get_mut(id) else { return };
+        flow.state = State::Stream(stream);
         flow.opening.egress_port = (port != 0).then_some(port);
         self.table.touch(id, now);
         self.tell(id, Stage::Open, None, now);
@@ -228,8 +283,16 @@ impl Engine {
                     && !matches!(stream.far, Far::Failed(..))
                     && (stream.endpoint.unread() > 0 || now.since(flow.active) < quiet)
             }
+            // What is not acknowledged may have to be sent again, by the app's kernel.
+            State::Link(crossing) if crossing.is_connection() => {
+                !crossing.is_over() && now.since(flow.active) < quiet
+            }
+            State::Held(Held { first: First::Peeked(stream), .. }) => {
+                stream.endpoint.unread() > 0 || now.since(flow.active) < quiet
+            }
             State::Held(_)
             | State::Datagrams(_)
+            | State::Link(_)
             | State::Echo { .. }
             | State::Questions { .. }
             | State::Answered(_) => false,

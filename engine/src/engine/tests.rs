@@ -4,10 +4,14 @@
 mod any_bytes;
 mod cost;
 mod limits;
+mod link;
 mod live;
 mod model;
 mod named;
+mod own_proxy;
 mod panics;
+mod peek;
+mod proxied;
 mod reload;
 mod service;
 
@@ -19,9 +23,9 @@ use crate::packet::checksum::{finish, pseudo, sum};
 use crate::packet::{ECHO_HEADER, ICMP, ICMPV6, TCP, UDP, be16, be32, ip_header, write_ip};
 use crate::policy::{NoEnvironment, Policy, Source};
 use crate::{
-    Config, Counters, Datagram, DeviceName, Dropped, Egress, Engine, Failure, FlowId, Input,
-    Instant, MappingId, Meta, Outcome, Output, Own, Owner, Reason, Received, RingId, Rings,
-    Services, Sink, Stage, Unresolved, Unsent, Way,
+    Arrived, Config, Counters, Datagram, DeviceName, Dropped, Egress, Engine, Failure, FlowId,
+    Input, Instant, LinkId, LinkPort, MappingId, Meta, Outcome, Output, Own, Owner, Reason,
+    Received, RingId, Rings, Services, Sink, Stage, Unresolved, Unsent, Way,
 };
 
 const FIN: u8 = 0x01;
@@ -36,6 +40,18 @@ struct Wire {
     /// Of each of these, whether it may not be fragmented.
     kept_whole: Vec<bool>,
     refuse: Option<Unsent>,
+    to_link: Vec<Sent>,
+    refuse_link: Option<Unsent>,
+    to_netstack: Vec<(LinkPort, Arrived)>,
+}
+
+/// A packet into a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Sent {
+    link: LinkId,
+    headers: Vec<u8>,
+    payload: Vec<u8>,
+    meta: Meta,
 }
 
 impl Sink for Wire {
@@ -55,6 +71,25 @@ impl Sink for Wire {
                 Ok(())
             }
         }
+    }
+
+    fn to_link(
+        &mut self,
+        link: LinkId,
+        headers: &[u8],
+        payload: &[u8],
+        meta: Meta,
+    ) -> Result<(), Unsent> {
+        if let Some(unsent) = self.refuse_link {
+            return Err(unsent);
+        }
+        let (headers, payload) = (headers.to_vec(), payload.to_vec());
+        self.to_link.push(Sent { link, headers, payload, meta });
+        Ok(())
+    }
+
+    fn to_netstack(&mut self, port: LinkPort, arrived: Arrived) {
+        self.to_netstack.push((port, arrived));
     }
 }
 
@@ -235,8 +270,17 @@ fn server(v6: bool) -> SocketAddr {
     address(if v6 { "[2001:db8::9]:80" } else { "203.0.113.9:80" })
 }
 
-fn with_ip(v6: bool, protocol: u8, upper: &mut [u8], checksum_at: usize) -> Vec<u8> {
-    let (from, to) = (client(v6).ip(), server(v6).ip());
+fn with_ip(v6: bool, protocol: u8, upper: &mut [u8]) -> Vec<u8> {
+    between(client(v6).ip(), server(v6).ip(), protocol, upper)
+}
+
+/// A whole packet from one to the other.
+fn between(from: IpAddr, to: IpAddr, protocol: u8, upper: &mut [u8]) -> Vec<u8> {
+    let checksum_at = match protocol {
+        TCP => 16,
+        UDP => 6,
+        _ => 2,
+    };
     upper[checksum_at..checksum_at + 2].fill(0);
     let pseudo = if protocol == ICMP { 0 } else { pseudo(from, to, protocol, upper.len()) };
     let checksum = finish(sum(upper) + pseudo);
@@ -249,9 +293,21 @@ fn with_ip(v6: bool, protocol: u8, upper: &mut [u8], checksum_at: usize) -> Vec<
 }
 
 fn tcp(v6: bool, flags: u8, sequence: u32, acknowledgement: u32, payload: &[u8]) -> Vec<u8> {
+    let ports = (client(v6).port(), server(v6).port());
+    with_ip(v6, TCP, &mut segment(ports, flags, sequence, acknowledgement, payload))
+}
+
+/// A TCP segment, its checksum left out.
+fn segment(
+    ports: (u16, u16),
+    flags: u8,
+    sequence: u32,
+    acknowledgement: u32,
+    payload: &[u8],
+) -> Vec<u8> {
     let mut header = vec![0u8; 20];
-    header[0..2].copy_from_slice(&client(v6).port().to_be_bytes());
-    header[2..4].copy_from_slice(&server(v6).port().to_be_bytes());
+    header[0..2].copy_from_slice(&ports.0.to_be_bytes());
+    header[2..4].copy_from_slice(&ports.1.to_be_bytes());
     header[4..8].copy_from_slice(&sequence.to_be_bytes());
     header[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
     header[13] = flags;
@@ -261,7 +317,7 @@ fn tcp(v6: bool, flags: u8, sequence: u32, acknowledgement: u32, payload: &[u8])
     }
     header[12] = (header.len() as u8 / 4) << 4;
     header.extend(payload);
-    with_ip(v6, TCP, &mut header, 16)
+    header
 }
 
 fn udp(v6: bool, payload: &[u8]) -> Vec<u8> {
@@ -270,7 +326,7 @@ fn udp(v6: bool, payload: &[u8]) -> Vec<u8> {
     datagram[2..4].copy_from_slice(&server(v6).port().to_be_bytes());
     datagram[4..6].copy_from_slice(&(8 + payload.len() as u16).to_be_bytes());
     datagram.extend(payload);
-    with_ip(v6, UDP, &mut datagram, 6)
+    with_ip(v6, UDP, &mut datagram)
 }
 
 fn echo(v6: bool, ident: u16, sequence: u16) -> Vec<u8> {
@@ -279,7 +335,7 @@ fn echo(v6: bool, ident: u16, sequence: u16) -> Vec<u8> {
     message[4..6].copy_from_slice(&ident.to_be_bytes());
     message[6..8].copy_from_slice(&sequence.to_be_bytes());
     message.extend(b"ping");
-    with_ip(v6, if v6 { ICMPV6 } else { ICMP }, &mut message, 2)
+    with_ip(v6, if v6 { ICMPV6 } else { ICMP }, &mut message)
 }
 
 /// Opens a connection and gives its flow and our next sequence number.

@@ -61,7 +61,7 @@ impl Engine {
             if let Some(flow) = self.table.get(id)
                 && let Some(stage) = stage(flow)
             {
-                flows.push(report(flow, stage, None, now));
+                flows.push(report(&self.ways, flow, stage, None, now));
             }
         }
     }
@@ -104,7 +104,13 @@ impl Engine {
         let Some(flow) = self.table.get(id) else { return };
         match &flow.state {
             State::Held(Held { first: First::Syn(syn, _), .. }) if !silent => reset_syn(syn, sink),
-            State::Held(_) | State::Datagrams(_) | State::Echo { .. } | State::Questions { .. }
+            // It ends as an open connection does.
+            State::Held(Held { first: First::Peeked(_), .. }) => {}
+            State::Held(_)
+            | State::Datagrams(_)
+            | State::Link(_)
+            | State::Echo { .. }
+            | State::Questions { .. }
                 if !silent =>
             {
                 self.tell_error(id, Cause::Blocked, sink);
@@ -112,6 +118,7 @@ impl Engine {
             State::Held(_)
             | State::Stream(_)
             | State::Datagrams(_)
+            | State::Link(_)
             | State::Echo { .. }
             | State::Questions { .. }
             | State::Answered(_) => {}
@@ -124,12 +131,15 @@ impl Engine {
 pub(super) fn stage(flow: &Flow) -> Option<Stage> {
     match &flow.state {
         State::Held(held) => Some(match held.waiting {
-            Waiting::Owner | Waiting::Source => Stage::Held,
+            Waiting::Owner | Waiting::Source | Waiting::Rings | Waiting::Bytes(_) => Stage::Held,
             Waiting::Egress(_) => Stage::Connecting,
         }),
-        State::Stream(_) | State::Datagrams(_) | State::Echo { .. } | State::Questions { .. } => {
-            Some(Stage::Open)
-        }
+        State::Link(crossing) if crossing.is_opening() => Some(Stage::Connecting),
+        State::Stream(_)
+        | State::Datagrams(_)
+        | State::Link(_)
+        | State::Echo { .. }
+        | State::Questions { .. } => Some(Stage::Open),
         State::Answered(_) => None,
     }
 }

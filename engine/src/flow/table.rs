@@ -13,7 +13,7 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::Instant;
-use crate::flow::{Flow, FlowId, Key, State};
+use crate::flow::{First, Flow, FlowId, Held, Key, State};
 
 const NIL: u32 = u32::MAX;
 /// The order of the idle lists is as coarse as this.
@@ -132,9 +132,12 @@ impl Table {
     pub(crate) fn touch(&mut self, id: FlowId, now: Instant) {
         let Some(slot) = self.slots.get_mut(id.slot()) else { return };
         slot.flow.active = now;
-        let list = match slot.flow.state {
+        let list = match &slot.flow.state {
             State::Held(_) | State::Answered(_) => Which::HalfOpen,
-            State::Stream(_) | State::Datagrams(_) | State::Echo { .. } => Which::Open,
+            State::Link(crossing) if crossing.is_opening() => Which::HalfOpen,
+            State::Stream(_) | State::Datagrams(_) | State::Link(_) | State::Echo { .. } => {
+                Which::Open
+            }
             State::Questions { awaited: 0 } => Which::Served,
             State::Questions { .. } => Which::Asking,
         };
@@ -152,18 +155,33 @@ impl Table {
         (slot != NIL).then(|| FlowId { slot, serial: self.slots[slot as usize].serial })
     }
 
-    /// The TCP flow that was idle longest.
+    /// The TCP flow with rings that was idle longest: an open one, else one that is held.
     pub(crate) fn oldest_stream(&self) -> Option<FlowId> {
-        let mut next = self.oldest(Which::Open);
-        while let Some(id) = next {
-            let slot = &self.slots[id.slot()];
-            if matches!(slot.flow.state, State::Stream(_)) {
-                break;
+        let has_rings = |flow: &Flow| {
+            let peeked = |held: &Held| matches!(held.first, First::Peeked(_));
+            match &flow.state {
+                State::Stream(_) => true,
+                State::Held(held) => peeked(held),
+                State::Datagrams(_)
+                | State::Link(_)
+                | State::Echo { .. }
+                | State::Questions { .. }
+                | State::Answered(_) => false,
             }
-            let slot = slot.younger;
-            next = (slot != NIL).then(|| FlowId { slot, serial: self.slots[slot as usize].serial });
-        }
-        next
+        };
+        [Which::Open, Which::HalfOpen].into_iter().find_map(|list| {
+            let mut next = self.oldest(list);
+            while let Some(id) = next {
+                let slot = &self.slots[id.slot()];
+                if has_rings(&slot.flow) {
+                    break;
+                }
+                let slot = slot.younger;
+                let serial = |slot: u32| self.slots[slot as usize].serial;
+                next = (slot != NIL).then(|| FlowId { slot, serial: serial(slot) });
+            }
+            next
+        })
     }
 
     /// The first flow at that place or behind it. A flow never changes its place.

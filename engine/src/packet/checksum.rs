@@ -37,6 +37,45 @@ pub(crate) fn finish(sum: u64) -> u16 {
     !fold(sum)
 }
 
+/// What changed among the bytes that a checksum covers (RFC 1624).
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Update(u64);
+
+impl Update {
+    /// Puts `new` in the place of `old`, which begins at an even offset of what is covered and
+    /// is as long.
+    pub(crate) fn replace(&mut self, old: &mut [u8], new: &[u8]) {
+        for (old, new) in old.chunks_exact(2).zip(new.chunks_exact(2)) {
+            self.0 += u64::from(!u16::from_be_bytes([old[0], old[1]]));
+            self.0 += u64::from(u16::from_be_bytes([new[0], new[1]]));
+        }
+        old.copy_from_slice(new);
+    }
+
+    /// Notes a word that was replaced at that offset, which may be odd.
+    pub(crate) fn word(&mut self, at: usize, old: u16, new: u16) {
+        let swap = |word: u16| if at.is_multiple_of(2) { word } else { word.swap_bytes() };
+        self.0 += u64::from(!swap(old)) + u64::from(swap(new));
+    }
+
+    /// Notes what another one has noted.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.0 += other.0;
+    }
+
+    /// Corrects a checksum.
+    pub(crate) fn apply(self, field: &mut [u8]) {
+        let before = u16::from_be_bytes([field[0], field[1]]);
+        field.copy_from_slice(&finish(u64::from(!before) + self.0).to_be_bytes());
+    }
+
+    /// Corrects a sum that was not inverted.
+    pub(crate) fn apply_partial(self, field: &mut [u8]) {
+        let before = u16::from_be_bytes([field[0], field[1]]);
+        field.copy_from_slice(&fold(u64::from(before) + self.0).to_be_bytes());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

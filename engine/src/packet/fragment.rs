@@ -164,6 +164,8 @@ mod tests {
             source: IpAddr::from([192, 0, 2, 1]),
             destination: IpAddr::from([192, 0, 2, 2]),
             dont_fragment: false,
+            head: crate::packet::Head::default(),
+            in_pieces: false,
             transport: Transport::Icmp,
         }
     }

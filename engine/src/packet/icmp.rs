@@ -11,7 +11,7 @@ use crate::{Failure, Protocol};
 pub(crate) const LENGTH: usize = 40 + 8 + QUOTE;
 /// How much of the packet an error quotes: all of a saved SYN, and both IP's minimum
 /// (RFC 792: header and 8 bytes; RFC 4443 2.4 c: as much as fits 1,280 bytes).
-const QUOTE: usize = 128;
+pub(crate) const QUOTE: usize = 128;
 
 /// One ICMP error of either family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +79,97 @@ pub(crate) fn protocol_unreachable(v4: bool) -> Error {
     if v4 { Error { kind: 3, code: 2, rest: 0 } } else { Error { kind: 4, code: 1, rest: 6 } }
 }
 
+/// The hop limit of a packet is used up (RFC 792, RFC 4443 3.3).
+pub(crate) fn time_exceeded(v4: bool) -> Error {
+    Error { kind: if v4 { 11 } else { 3 }, code: 0, rest: 0 }
+}
+
+/// A packet is longer than `mtu` and may not be cut (RFC 1191 4, RFC 4443 3.2).
+pub(crate) fn too_big(v4: bool, mtu: u16) -> Error {
+    let (kind, code) = if v4 { (3, 4) } else { (2, 0) };
+    Error { kind, code, rest: u32::from(mtu) }
+}
+
+/// Whether an ICMP type is that of an error which quotes a packet. Source quench is none any
+/// more (RFC 6633).
+pub(crate) fn is_error(v4: bool, kind: u8) -> bool {
+    if v4 { matches!(kind, 3 | 11 | 12) } else { matches!(kind, 1..=4) }
+}
+
+/// Whether an error says that a destination can't be reached, for good or not.
+pub(crate) fn is_unreachable(v4: bool, error: &Error) -> bool {
+    if v4 { error.kind == 3 && error.code != 4 } else { error.kind == 1 }
+}
+
+/// What of the four bytes behind an error's checksum has a meaning: an MTU or a pointer.
+/// `head` is the error's first eight bytes.
+pub(crate) fn rest(v4: bool, head: &[u8]) -> u32 {
+    let rest = super::be32(head, 4);
+    match (v4, head[0], head[1]) {
+        (true, 3, 4) => rest & 0xffff,
+        (true, 12, _) => rest & 0xff00_0000,
+        (false, 2 | 4, _) => rest,
+        (true | false, _, _) => 0,
+    }
+}
+
+/// What an error quotes of a packet that went into a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Quoted {
+    pub(crate) source: IpAddr,
+    pub(crate) destination: IpAddr,
+    /// [`ICMP`] for echo of both IP versions.
+    pub(crate) protocol: u8,
+    /// The source port, or an echo's identifier.
+    pub(crate) port: u16,
+    /// 0 for echo.
+    pub(crate) far_port: u16,
+    /// Of a TCP segment.
+    pub(crate) sequence: u32,
+    /// Where the transport header begins.
+    pub(crate) transport: usize,
+}
+
+impl Quoted {
+    /// Parses the start of a packet, which may be cut short behind the first 8 bytes of its
+    /// transport header. `None`: it is none that we would have sent.
+    pub(crate) fn parse(quote: &[u8]) -> Option<Self> {
+        let v4 = quote.first()? >> 4 == 4;
+        let start = ip_header(if v4 {
+            IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)
+        } else {
+            IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED)
+        });
+        // What we send has no options, and an extension header only where it is in pieces. Of
+        // these the first one alone tells whose it is.
+        let header = quote.get(..start)?;
+        let pieces = !v4 && header[6] == 44;
+        let fragment = if pieces { quote.get(start..start + 8) } else { None };
+        let first = match fragment {
+            Some(fragment) => super::be16(fragment, 2) & 0xfff8 == 0,
+            None => !v4 || header[0] == 0x45 && super::be16(header, 6) & 0x1fff == 0,
+        };
+        let start = if pieces { start + 8 } else { start };
+        let transport = quote.get(start..start + 8).filter(|_| first)?;
+        let (source, destination): (IpAddr, IpAddr) = if v4 {
+            let address = |at: usize| <[u8; 4]>::try_from(&quote[at..at + 4]).ok();
+            (address(12)?.into(), address(16)?.into())
+        } else {
+            let address = |at: usize| <[u8; 16]>::try_from(&quote[at..at + 16]).ok();
+            (address(8)?.into(), address(24)?.into())
+        };
+        let protocol = fragment.map_or(quote[if v4 { 9 } else { 6 }], |fragment| fragment[0]);
+        let ports = (super::be16(transport, 0), super::be16(transport, 2));
+        let (protocol, (port, far_port), sequence) = match (protocol, transport[0], v4) {
+            (super::TCP, ..) => (super::TCP, ports, super::be32(transport, 4)),
+            (UDP, ..) => (UDP, ports, 0),
+            (ICMP, 8, true) | (ICMPV6, 128, false) => (ICMP, (super::be16(transport, 4), 0), 0),
+            _ => return None,
+        };
+        Some(Self { source, destination, protocol, port, far_port, sequence, transport: start })
+    }
+}
+
 /// Writes `error` about `quote` (a packet from its IP header on) and gives its size.
 /// It comes from `from`, the address the app was talking to.
 pub(crate) fn write(
@@ -88,7 +179,17 @@ pub(crate) fn write(
     error: Error,
     quote: &[u8],
 ) -> usize {
-    let quote = &quote[..quote.len().min(QUOTE)];
+    write_long(buffer, from, to, error, &quote[..quote.len().min(QUOTE)])
+}
+
+/// The same with all of the quote, which `buffer` must hold.
+pub(crate) fn write_long(
+    buffer: &mut [u8],
+    from: IpAddr,
+    to: IpAddr,
+    error: Error,
+    quote: &[u8],
+) -> usize {
     let start = ip_header(from);
     let length = 8 + quote.len();
     let protocol = if from.is_ipv4() { ICMP } else { ICMPV6 };

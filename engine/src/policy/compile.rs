@@ -19,13 +19,10 @@ use super::domains::{Domains, NameHasher};
 use super::index::{DIMENSIONS, Index, Mask, Row};
 use super::parse::{self, File};
 use super::resolve::Resolutions;
-use super::rule::{Action, Name, Set, SetBody, SetItem, Spanned, Statement};
+use super::rule::{Action, Name, Route, Set, SetBody, SetItem, Spanned, Statement};
 use super::set::{self, Members, ResolvedSet};
 use super::{Environment, Policy, Source, Summary, Verdict, expect, shadow};
-use crate::{Protocol, Resolvers};
-
-/// The only way out of this version.
-pub(super) const DIRECT: &str = "direct";
+use crate::{Protocol, Resolvers, WayId, WayKind, WayNames};
 
 pub(super) use resolving::Resolving;
 
@@ -39,6 +36,8 @@ pub(super) struct Ruleset {
     pub(super) index: Index,
     pub(super) rules: Vec<RuleEntry>,
     pub(super) clauses: Vec<ClauseEntry>,
+    /// The ways out of all routes.
+    pub(super) ways: Vec<WayId>,
     /// The names of all rules, one behind the other.
     names: String,
 }
@@ -47,6 +46,11 @@ impl Ruleset {
     /// The rule's id or `FILE:LINE`.
     pub(super) fn name(&self, rule: &RuleEntry) -> &str {
         self.names.get(rule.name.clone()).unwrap_or_default()
+    }
+
+    /// The ways out of a route, in the order of preference.
+    pub(super) fn ways(&self, route: &RuleEntry) -> &[WayId] {
+        self.ways.get(route.ways.start as usize..route.ways.end as usize).unwrap_or_default()
     }
 }
 
@@ -60,6 +64,8 @@ pub(super) struct RuleEntry {
     pub(super) line: u32,
     /// Its part of [`Ruleset::clauses`].
     pub(super) clauses: Range<u32>,
+    /// Its part of [`Ruleset::ways`]; a rule has none.
+    pub(super) ways: Range<u32>,
 }
 
 /// A clause as `explain` needs it.
@@ -72,7 +78,7 @@ pub(super) struct ClauseEntry {
 /// When a clause holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Test {
-    /// `to any`, and `via direct` while there is no other way out.
+    /// `to any`.
     Always,
     Protocol(Protocol),
     /// A list over these dimensions; plain: one of them holds, with `not`: all do.
@@ -97,6 +103,7 @@ pub(super) fn load(
         sources,
         hasher: NameHasher::new(environment.secret()),
         resolvers: environment.resolvers(),
+        ways: environment.ways(),
         resolves: Vec::new(),
         sets: Vec::new(),
         set_names: Map::default(),
@@ -113,13 +120,14 @@ pub(super) fn load(
     for (source, file) in (0..).map(SourceId).zip(&files) {
         compiler.lower_file(source, file, &mut rules, &mut routes);
     }
-    let Compiler { names, sets, set_names, hasher, resolvers, resolves, .. } = compiler;
-    let expects = expect::read(&files, environment, findings);
+    let Compiler { names, sets, set_names, hasher, resolvers, ways, resolves, .. } = compiler;
+    let expects = expect::read(&files, environment, &ways, findings);
     // What half a policy decides, shadows and leaves unused says nothing.
     if findings.has_errors() {
         return None;
     }
     warn_of_unused(&set_names, &sets, findings);
+    warn_of_ways(&ways, &routes.ways, sources, findings);
     let rules = finish(rules, &names, &hasher, "rule", findings)?;
     let routes = finish(routes, &names, &hasher, "route", findings)?;
     let resolutions = Resolutions::build(resolves, &hasher, findings);
@@ -128,6 +136,7 @@ pub(super) fn load(
         routes,
         resolutions,
         resolvers,
+        ways,
         default: default?,
         sources: Vec::new(),
         summary: Summary { files: given.len(), sets: sets.len(), ..Summary::default() },
@@ -175,12 +184,35 @@ fn warn_of_unused(names: &Map<Name, u32>, sets: &[ResolvedSet], findings: &mut F
     }
 }
 
+fn warn_of_ways(ways: &WayNames, routed: &[WayId], sources: &Sources, findings: &mut Findings) {
+    // The way out stands in the configuration; here the first file's first word is its place.
+    let site =
+        Site { source: SourceId(0), span: Span::new(0, first_word(sources.text(SourceId(0)))) };
+    for (id, name, kind) in ways.iter() {
+        if kind != WayKind::Direct && !routed.contains(&id) {
+            findings
+                .warning(
+                    code::UNUSED_WAY,
+                    site,
+                    format!("no route names the way out {}", quoted(name)),
+                )
+                .help(format!("`route to … via {name}` in any file uses it"));
+        }
+    }
+}
+
+/// Where the first word of a text ends.
+fn first_word(text: &str) -> usize {
+    text.find(char::is_whitespace).unwrap_or(text.len())
+}
+
 struct Compiler<'c> {
     environment: &'c dyn Environment,
     findings: &'c mut Findings,
     sources: &'c mut Sources,
     hasher: NameHasher,
     resolvers: Resolvers,
+    ways: WayNames,
     resolves: Vec<Resolving>,
     sets: Vec<ResolvedSet>,
     set_names: Map<Name, u32>,
@@ -196,6 +228,7 @@ struct Compiler<'c> {
 struct Lowered {
     rules: Vec<RuleEntry>,
     clauses: Vec<ClauseEntry>,
+    ways: Vec<WayId>,
     names: String,
     rows: Vec<Row>,
     units: [Units; DIMENSIONS],
@@ -339,16 +372,41 @@ impl Compiler<'_> {
                     self.lower(source, rule.line, verdict, clauses, rules);
                 }
                 Statement::Route(route) => {
-                    for via in &route.via {
-                        self.way_out(Site { source, span: via.span }, &via.value);
-                    }
+                    let ways = self.ways_of(source, route);
                     let clauses = &file.clauses[route.clauses.clone()];
                     self.lower(source, route.line, Verdict::Allow, clauses, routes);
+                    routes.ways.extend(ways);
+                    if let Some(entry) = routes.rules.last_mut() {
+                        entry.ways.end = u32::try_from(routes.ways.len()).unwrap_or(u32::MAX);
+                    }
                 }
                 Statement::Resolve(resolve) => self.resolve(source, resolve),
                 Statement::Set(_) | Statement::Default(_) | Statement::Expect(_) => {}
             }
         }
+    }
+}
+
+impl Compiler<'_> {
+    /// The ways out of a route, each once.
+    fn ways_of(&mut self, source: SourceId, route: &Route) -> Vec<WayId> {
+        let mut ways = Vec::new();
+        for (at, via) in route.via.iter().enumerate() {
+            let site = Site { source, span: via.span };
+            if let Some(first) = route.via[..at].iter().find(|first| *first == via) {
+                self.findings
+                    .error(
+                        code::REPEATED,
+                        site,
+                        format!("{} stands here again", quoted(&via.value)),
+                    )
+                    .related(Site { source, span: first.span }, "the first time")
+                    .help("the first way out that is usable is taken");
+                continue;
+            }
+            ways.extend(self.way_out(site, &via.value));
+        }
+        ways
     }
 }
 
@@ -358,15 +416,23 @@ pub(super) fn unknown_user(findings: &mut Findings, site: Site, name: &str) {
         .help("a user's name, a uid, or `unknown`");
 }
 
-pub(super) fn way_out(findings: &mut Findings, site: Site, name: &str) {
-    if name == DIRECT {
-        return;
+/// The way out of this name.
+pub(super) fn way_out(
+    findings: &mut Findings,
+    ways: &WayNames,
+    site: Site,
+    name: &str,
+) -> Option<WayId> {
+    let id = ways.id(name);
+    if id.is_none() {
+        let message = format!("the configuration has no way out {}", quoted(name));
+        let help = match nearest(name, ways.iter().map(|(_, name, _)| name)) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "`[[wireguard]]` or `[[proxy]]` in the configuration makes one".to_owned(),
+        };
+        findings.error(code::UNKNOWN_WAY, site, message).help(help);
     }
-    let help = match nearest(name, [DIRECT]) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => "`direct` is the only way out".to_owned(),
-    };
-    not_yet(findings, site, &format!("the way out {}", quoted(name)), &help);
+    id
 }
 
 /// Refuses what the language has and this version lacks.
@@ -383,7 +449,7 @@ fn finish(
     what: &str,
     findings: &mut Findings,
 ) -> Option<Ruleset> {
-    let Lowered { rules, clauses, names: rule_names, rows, units } = lowered;
+    let Lowered { rules, clauses, ways, names: rule_names, rows, units } = lowered;
     let units = units.map(|units| units.list);
     let (devices, cgroups) = (names.devices.clone(), names.cgroups.clone());
     let index = Index::build(&rows, &units, hasher, devices, cgroups);
@@ -395,7 +461,7 @@ fn finish(
             .help("lists that overlap in millions of different ways need too much memory");
         return None;
     };
-    let ruleset = Ruleset { index, rules, clauses, names: rule_names };
+    let ruleset = Ruleset { index, rules, clauses, ways, names: rule_names };
     let lists = shadow::Lists { rows: &rows, units: &units, samples: &samples, hasher };
     shadow::warn(&ruleset, lists, what, findings);
     Some(ruleset)

@@ -48,10 +48,14 @@ pub mod code {
     pub const UNEXPECTED: &str = "unexpected";
     pub const UNKNOWN_CLAUSE: &str = "unknown-clause";
     pub const UNKNOWN_RESOLVER: &str = "unknown-resolver";
+    /// A way out that the configuration lacks.
+    pub const UNKNOWN_WAY: &str = "unknown-way";
     pub const UNKNOWN_SET: &str = "unknown-set";
     pub const UNKNOWN_STATEMENT: &str = "unknown-statement";
     pub const UNKNOWN_USER: &str = "unknown-user";
     pub const UNUSED_SET: &str = "unused-set";
+    /// A way out that no route names.
+    pub const UNUSED_WAY: &str = "unused-way";
 }
 
 /// How much a diagnostic weighs.

@@ -33,9 +33,9 @@ impl NameHasher {
     pub(super) fn suffixes(&self, name: &str, most: usize) -> (Suffixes, bool) {
         let mut hasher = self.secret.clone();
         let mut hashes = Suffixes::new();
-        let mut labels = name.as_bytes().rsplit(|byte| *byte == b'.');
+        let mut labels = Labels::of(name);
         for label in labels.by_ref().take(most) {
-            hasher.write(label);
+            hasher.write(label.as_bytes());
             hasher.write_u8(b'.');
             hashes.push(hasher.finish());
         }
@@ -45,6 +45,34 @@ impl NameHasher {
     fn whole(&self, name: &str) -> u64 {
         let (hashes, _) = self.suffixes(name, usize::MAX);
         hashes.last().copied().unwrap_or_default()
+    }
+}
+
+/// The labels of a name, right to left. A dot or a backslash within a label stands behind a
+/// backslash (RFC 1035 section 5.1): that one ends no label.
+pub(super) struct Labels<'n>(Option<&'n str>);
+
+impl<'n> Labels<'n> {
+    pub(super) fn of(name: &'n str) -> Self {
+        Self(Some(name))
+    }
+}
+
+impl<'n> Iterator for Labels<'n> {
+    type Item = &'n str;
+
+    fn next(&mut self) -> Option<&'n str> {
+        let name = self.0.take()?;
+        let mut end = name.len();
+        while let Some(dot) = name.as_bytes()[..end].iter().rposition(|byte| *byte == b'.') {
+            let before = name.as_bytes()[..dot].iter().rev();
+            if before.take_while(|byte| **byte == b'\\').count() % 2 == 0 {
+                self.0 = Some(&name[..dot]);
+                return Some(&name[dot + 1..]);
+            }
+            end = dot;
+        }
+        Some(name)
     }
 }
 
@@ -434,6 +462,33 @@ mod tests {
             read |= u32::from(holds) << at;
         }
         (map.find(name).unwrap_or(0), read)
+    }
+
+    #[test]
+    fn a_dot_within_a_label_ends_none() {
+        let lists = [domains("*.corp.example"), domains("*.example")];
+        for (name, held) in [
+            ("x.corp.example", 0b11),
+            ("x\\.corp.example", 0b10),
+            ("x\\\\.corp.example", 0b11),
+            ("x\\\\\\.corp.example", 0b10),
+            ("\\.corp.example", 0b10),
+            ("corp\\.example", 0),
+            ("corp.example\\.", 0),
+        ] {
+            let map = NameMap::build(&[&lists[0], &lists[1]], &hasher(), |node| {
+                let held = node.lists().fold(0, |held, (list, _)| held | 1 << list);
+                let above = if node.parent.is_some() { 0b10 } else { 0 };
+                Ok::<Pair, std::convert::Infallible>(Pair {
+                    exact: held | above,
+                    below: held | above,
+                })
+            });
+            let Ok(map) = map;
+            assert_eq!(map.find(name).unwrap_or(0), held, "{name}");
+        }
+        let labels: Vec<&str> = Labels::of("a\\.b.c\\\\.d\\046.").collect();
+        assert_eq!(labels, ["", "d\\046", "c\\\\", "a\\.b"]);
     }
 
     #[test]

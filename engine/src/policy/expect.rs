@@ -9,12 +9,14 @@ use super::hypothesis::SourceClasses;
 use super::parse::File;
 use super::rule::{Expect, ExpectDestination, Statement, UserItem};
 use super::{Decision, Environment, Hypothesis, HypothesisError, Policy, RuleId, Verdict};
-use crate::ResolverSet;
+use crate::{ResolverSet, WayId, WayNames};
 
 /// A test that can be run.
 #[derive(Debug)]
 pub(super) struct Test {
     expected: Verdict,
+    /// Its way out is to be this.
+    via: Option<WayId>,
     flow: Hypothesis,
     site: Site,
 }
@@ -23,6 +25,7 @@ pub(super) struct Test {
 pub(super) fn read(
     files: &[File],
     environment: &dyn Environment,
+    ways: &WayNames,
     findings: &mut Findings,
 ) -> Vec<Test> {
     let mut tests = Vec::new();
@@ -31,9 +34,14 @@ pub(super) fn read(
             let Statement::Expect(expect) = statement else {
                 continue;
             };
+            let via = expect
+                .via
+                .as_ref()
+                .map(|via| way_out(findings, ways, Site { source, span: via.span }, &via.value));
             let flow = hypothesis(expect, source, environment, findings);
             tests.extend(flow.map(|flow| Test {
                 expected: expect.verdict.value,
+                via: via.flatten(),
                 flow,
                 site: Site { source, span: expect.line.span },
             }));
@@ -67,9 +75,6 @@ fn hypothesis(
         not_yet(findings, site(app.span), "`app`", "`user` tells owners apart");
         sound = false;
     }
-    if let Some(via) = &expect.via {
-        way_out(findings, site(via.span), &via.value);
-    }
     let mut uid = None;
     if let Some(user) = &expect.user {
         match &user.value {
@@ -92,6 +97,7 @@ fn hypothesis(
         source: expect.source.value,
         destination,
         name,
+        others: Vec::new(),
         resolvers: ResolverSet::EMPTY,
         port: expect.port.map(|port| port.value),
         client: expect.client.map(|client| client.value),
@@ -114,6 +120,25 @@ fn hypothesis(
 impl Test {
     fn run(&self, policy: &Policy, classes: &SourceClasses, findings: &mut Findings) {
         let (expected, site) = (self.expected, self.site);
+        let supposed = policy.supposed_route(&self.flow);
+        if let Some(via) = self.via
+            && supposed.ways.first() != Some(&via)
+        {
+            let takes = supposed.ways.first().map_or("", |way| policy.way_name(*way));
+            let message = format!(
+                "expected `via {}`, but it goes `via {takes}`: {}",
+                policy.way_name(via),
+                supposed.rule.map_or_else(
+                    || "no route matches".to_owned(),
+                    |rule| format!("the route {} says so", quoted(policy.route_name(rule))),
+                ),
+            );
+            let finding = findings.error(code::EXPECT_FAILED, site, message);
+            if let Some(route) = supposed.rule.and_then(|at| policy.routes.rules.get(at as usize)) {
+                finding.related(route.site, "the route");
+            }
+            return;
+        }
         match policy.suppose_with(&self.flow, classes) {
             Ok((decision, _)) if decision.verdict == expected => {}
             Ok((decision, _)) => {

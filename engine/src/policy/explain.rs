@@ -4,28 +4,51 @@
 //! rules before it walked, one clause at a time, to say what kept each from matching.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
-use super::compile::{ClauseEntry, DIRECT, RuleEntry, Ruleset, Test};
+use super::compile::{ClauseEntry, RuleEntry, Ruleset, Test};
 use super::hypothesis::SourceClasses;
 use super::index::{Answers, Dimension};
-use super::{Decision, Dependence, Hypothesis, Policy, Verdict};
-use crate::Protocol;
+use super::{AssumedSource, Decision, Dependence, Hypothesis, Policy, Verdict, choose};
+use crate::{Protocol, WayId, WayKind};
 
 /// The way of a made-up flow through the policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     /// Routes tried, in order, up to the one that matched.
     pub routes: Vec<RuleTried>,
-    /// The way out.
-    pub via: &'static str,
+    /// The way out: the first that is usable, or the first where none is.
+    pub via: Arc<str>,
+    /// The ways out that the route gives, in the order of preference.
+    pub ways: Vec<WayTried>,
     /// Rules tried, in order, up to the one that matched.
     pub rules: Vec<RuleTried>,
     /// The verdict.
     pub verdict: Verdict,
     /// The name of the rule that gave it.
     pub rule: String,
-    /// What the app sees, where the flow is not allowed.
+    /// What the app sees, where the flow is not allowed or has no way out.
     pub error: Option<AppError>,
+    /// No name is known, or several whose results differ, and the first bytes would be looked at
+    /// for one before the verdict: what is said here is what becomes of the flow where they
+    /// tell of none.
+    pub peek: bool,
+}
+
+/// A way out of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WayTried {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Whether a new flow may take it.
+    pub usable: bool,
+}
+
+impl Explanation {
+    /// No way out of the route is usable: the flow fails though it is allowed.
+    pub fn has_no_way_out(&self) -> bool {
+        !self.ways.iter().any(|way| way.usable)
+    }
 }
 
 /// A rule that was tried.
@@ -101,6 +124,10 @@ pub struct AppError {
 }
 
 impl AppError {
+    /// What an app sees of a flow whose route has no usable way out.
+    const NO_WAY_OUT: Self =
+        Self { errno: Some("ENETUNREACH"), how: "ICMP net unreachable: no way out is usable" };
+
     /// What a verdict looks like to the app; `None` where the flow is allowed. Without a
     /// destination it is that of an IPv4 host.
     pub fn of(verdict: Verdict, protocol: Protocol, destination: Option<IpAddr>) -> Option<Self> {
@@ -135,12 +162,28 @@ impl AppError {
 }
 
 impl Policy {
-    /// The way of a made-up flow through the policy.
+    /// The way of a made-up flow through the policy, while every way out is usable.
     ///
     /// # Errors
     /// Its source is left open and the verdict depends on it.
     pub fn explain(&self, flow: &Hypothesis) -> Result<Explanation, Dependence> {
-        let (decision, answers) = self.suppose_with(flow, &SourceClasses::default())?;
+        self.explain_with(flow, |_| true)
+    }
+
+    /// The same while these ways out are usable.
+    ///
+    /// # Errors
+    /// Its source is left open and the verdict depends on it.
+    pub fn explain_with(
+        &self,
+        flow: &Hypothesis,
+        usable: impl Fn(WayId) -> bool,
+    ) -> Result<Explanation, Dependence> {
+        let supposed = self.supposed_route(flow);
+        let (via, has_way) = choose(supposed.ways, &usable);
+        let alone = supposed.ways == [WayId::DIRECT];
+        let classes = SourceClasses::default();
+        let (decision, answers) = self.suppose_via(flow, Some(via), &classes)?;
         let Decision { verdict, rule } = decision;
         let last = |rules: &Ruleset, matched: Option<u32>| {
             matched.map_or(rules.rules.len(), |rule| rule as usize + 1)
@@ -148,18 +191,39 @@ impl Policy {
         let matched = Some(rule.0).filter(|rule| (*rule as usize) < self.rules.rules.len());
         let rules = self.walk(&self.rules, &answers, last(&self.rules, matched));
         debug_assert!(agrees(&rules, matched), "the walk found another rule than the index");
-        let answers = self.routes.index.answers(&flow.question(flow.versions()[0]));
+        let answers = self.routes.index.answers(&flow.question(flow.versions()[0], None));
         let matched = self.routes.index.lowest(&answers).map(|lowest| lowest.rule);
         let routes = self.walk(&self.routes, &answers, last(&self.routes, matched));
         debug_assert!(agrees(&routes, matched), "the walk found another route than the index");
+        let peek = flow.protocol == Protocol::Tcp
+            && flow.name.is_none()
+            && flow.source != AssumedSource::Nothing
+            && self.ways.kind(via) != Some(WayKind::Link)
+            && (!flow.others.is_empty()
+                || self.wants_name(flow.question(flow.versions()[0], Some(via))));
         Ok(Explanation {
+            peek,
             routes,
-            via: DIRECT,
+            via: self.ways.name(via).cloned().unwrap_or_default(),
+            ways: supposed
+                .ways
+                .iter()
+                .map(|way| self.way_tried(*way, alone || usable(*way)))
+                .collect(),
             rules,
             verdict,
             rule: self.rule_name(rule).to_owned(),
-            error: AppError::of(verdict, flow.protocol, flow.destination),
+            error: match verdict {
+                Verdict::Allow if !has_way => Some(AppError::NO_WAY_OUT),
+                Verdict::Allow | Verdict::Block | Verdict::Drop => {
+                    AppError::of(verdict, flow.protocol, flow.destination)
+                }
+            },
         })
+    }
+
+    fn way_tried(&self, way: WayId, usable: bool) -> WayTried {
+        WayTried { name: self.ways.name(way).cloned().unwrap_or_default(), usable }
     }
 
     /// The rules that give verdicts, in the order in which they are asked, without the default.
@@ -278,6 +342,7 @@ mod tests {
             source: AssumedSource::Address(source.parse().expect("address")),
             destination: Some(destination.parse().expect("address")),
             name: None,
+            others: Vec::new(),
             resolvers: crate::ResolverSet::EMPTY,
             port,
             client: None,
@@ -338,6 +403,40 @@ mod tests {
         assert_eq!((told.verdict, &*told.rule), (Verdict::Allow, "a.policy:6"));
         assert_eq!(told.rules[0].clauses[2].outcome, Outcome::Unknown);
         assert_eq!(told.error, None);
+    }
+
+    #[test]
+    fn where_a_peek_would_be() {
+        for (rules, protocol, name, peek) in [
+            ("block to bad.example", Protocol::Tcp, None, true),
+            ("block to bad.example", Protocol::Tcp, Some("good.example"), false),
+            ("block to bad.example", Protocol::Udp, None, false),
+            ("block to bad.example port 80", Protocol::Tcp, None, false),
+            ("block to bad.example from 198.51.100.1", Protocol::Tcp, None, false),
+            ("allow to good.example", Protocol::Tcp, None, false),
+            ("allow to 203.0.113.9\nblock to bad.example", Protocol::Tcp, None, false),
+            ("block to unknown-name", Protocol::Tcp, None, true),
+            ("block to 203.0.113.9", Protocol::Tcp, None, false),
+            ("route to corp.example via direct", Protocol::Tcp, None, false),
+        ] {
+            let text = format!("policy 1\n{rules}\ndefault allow\n");
+            let source = Source { name: "a.policy".into(), text };
+            let (policy, _) = Policy::load(&[source], &NoEnvironment).expect("a good policy");
+            let flow = Hypothesis {
+                protocol,
+                source: AssumedSource::Address("192.0.2.1".parse().expect("address")),
+                destination: Some("203.0.113.9".parse().expect("address")),
+                name: name.map(Arc::from),
+                others: Vec::new(),
+                resolvers: crate::ResolverSet::EMPTY,
+                port: Some(443),
+                client: None,
+                uid: None,
+                egress: None,
+            };
+            let told = policy.explain(&flow).expect("a source is given");
+            assert_eq!(told.peek, peek, "{rules} {protocol} {name:?}");
+        }
     }
 
     #[test]

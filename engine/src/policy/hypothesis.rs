@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::index::{Answers, Index, Question};
 use super::{Decision, Policy};
-use crate::{Egress, Fact, Protocol, ResolverSet};
+use crate::{Egress, Fact, Protocol, ResolverSet, WayId};
 
 /// The resolved source of a made-up flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,10 @@ pub struct Hypothesis {
     /// The name that the app asked for the destination with: lower-case A-labels without the
     /// last dot.
     pub name: Option<Arc<str>>,
-    /// The resolvers that the destination was learned from, where there is a name.
+    /// Other names that lead to the destination now. Beside no name: its first bytes are to tell
+    /// which of these it is for.
+    pub others: Vec<Arc<str>>,
+    /// The resolvers that the destination was learned from.
     pub resolvers: ResolverSet,
     /// The destination's port; without one, no clause about ports holds.
     pub port: Option<u16>,
@@ -61,6 +64,15 @@ pub enum HypothesisError {
     /// Echo with a port.
     #[error("icmp has no ports")]
     IcmpPort,
+}
+
+/// What the routes say of a made-up flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Supposed<'p> {
+    /// The ways out, in the order of preference.
+    pub ways: &'p [WayId],
+    /// The route's place in the order of the text; `None`: none matches, so it is `direct`.
+    pub rule: Option<u32>,
 }
 
 /// A verdict that depends on the source, shown by two sources.
@@ -114,7 +126,15 @@ impl Hypothesis {
         }
     }
 
-    pub(super) fn question(&self, v6: bool) -> Question<'_> {
+    /// The same while nobody knows which of its names it is for.
+    #[must_use]
+    pub fn unnamed(mut self) -> Self {
+        self.others.extend(self.name.take());
+        self
+    }
+
+    /// As it is asked about with this way out.
+    pub(super) fn question(&self, v6: bool, via: Option<WayId>) -> Question<'_> {
         let given = |address: Option<IpAddr>| address.map_or(Fact::Unknown, Fact::Known);
         let asked = given(self.egress.map(|egress| egress.address));
         let (source, egress_address) = match (self.client, self.source, asked) {
@@ -138,13 +158,18 @@ impl Hypothesis {
             destination: given(self.destination),
             v6,
             name: self.name.as_deref().map_or(Fact::Unknown, Fact::Known),
-            resolvers: match &self.name {
-                Some(_) if !self.resolvers.is_empty() => Fact::Known(self.resolvers),
-                Some(_) | None => Fact::Unknown,
+            resolvers: if self.resolvers.is_empty() {
+                Fact::Unknown
+            } else {
+                Fact::Known(self.resolvers)
             },
             port: self.port.map_or(Fact::Unknown, Fact::Known),
             uid: self.uid.map_or(Fact::Unknown, Fact::Known),
             cgroup: Fact::Unknown,
+            via: match via {
+                Some(via) if self.source != AssumedSource::Nothing => Fact::Known(via),
+                Some(_) | None => Fact::Unknown,
+            },
         }
     }
 }
@@ -164,6 +189,14 @@ impl SourceClasses {
 }
 
 impl Policy {
+    /// The ways out that the routes give a made-up flow.
+    pub fn supposed_route(&self, flow: &Hypothesis) -> Supposed<'_> {
+        // Routes ask for nothing that differs between IP versions where no address is given.
+        let answers = self.routes.index.answers(&flow.question(flow.versions()[0], None));
+        let rule = self.routes.index.lowest(&answers).map(|lowest| lowest.rule);
+        Supposed { ways: self.ways_of(rule), rule }
+    }
+
     /// What is decided for a made-up flow.
     ///
     /// # Errors
@@ -172,19 +205,30 @@ impl Policy {
         self.suppose_with(flow, &SourceClasses::default()).map(|(decision, _)| decision)
     }
 
-    /// With the answers of the index that the decision came from.
+    /// With the answers of the index that the decision came from. Every way out is usable.
     pub(super) fn suppose_with(
         &self,
         flow: &Hypothesis,
         classes: &SourceClasses,
     ) -> Result<(Decision, Answers), Dependence> {
+        let via = self.supposed_route(flow).ways.first().copied();
+        self.suppose_via(flow, via, classes)
+    }
+
+    /// By that way out.
+    pub(super) fn suppose_via(
+        &self,
+        flow: &Hypothesis,
+        via: Option<WayId>,
+        classes: &SourceClasses,
+    ) -> Result<(Decision, Answers), Dependence> {
         let mut first: Option<(IpAddr, Decision, Answers)> = None;
         for v6 in flow.versions() {
-            self.suppose_version(flow, *v6, classes, &mut first)?;
+            self.suppose_version(flow, *v6, via, classes, &mut first)?;
         }
         // There is a version, and each gives a decision.
         Ok(first.map_or_else(
-            || (self.decision(None), self.rules.index.answers(&flow.question(false))),
+            || (self.decision(None), self.rules.index.answers(&flow.question(false, via))),
             |(_, decision, answers)| (decision, answers),
         ))
     }
@@ -194,11 +238,12 @@ impl Policy {
         &self,
         flow: &Hypothesis,
         v6: bool,
+        via: Option<WayId>,
         classes: &SourceClasses,
         first: &mut Option<(IpAddr, Decision, Answers)>,
     ) -> Result<(), Dependence> {
         let index = &self.rules.index;
-        let answers = index.answers(&flow.question(v6));
+        let answers = index.answers(&flow.question(v6, via));
         let decide =
             |answers: &Answers| self.decision(index.lowest(answers).map(|lowest| lowest.rule));
         let mut same = |address: IpAddr, answers: Answers| {

@@ -1,7 +1,7 @@
 //! Which rule decides a flow, found without walking rules or sets.
 //!
 //! This is the bit vector scheme of Lakshman and Stiliadis with aggregated blocks.
-//! Each dimension of a flow (client, source, destination, port, owner…) maps its
+//! Each dimension of a flow (client, source, destination, port, way out…) maps its
 //! value to a *class*: the bit vector of the rows whose list holds that value. One
 //! lookup a dimension, an AND over the classes, and the lowest common bit is the
 //! rule. Three things keep this small and quick at 100,000 rules and a million
@@ -32,7 +32,7 @@ use hashbrown::HashMap;
 
 use super::domains::{NameHasher, NameMap};
 use super::set::Unit;
-use crate::{DeviceName, Fact, Facts, Protocol, ResolverSet};
+use crate::{DeviceName, Fact, Facts, Protocol, ResolverSet, WayId};
 use bits::{CHUNK_ROWS, ClassId, EMPTY, Heads, set_bits};
 use table::{Table, UnitRows, pairs};
 
@@ -50,6 +50,7 @@ pub(super) enum Dimension {
     Port,
     Uid,
     Cgroup,
+    Via,
 }
 
 impl Dimension {
@@ -64,6 +65,7 @@ impl Dimension {
         Self::Port,
         Self::Uid,
         Self::Cgroup,
+        Self::Via,
     ];
 
     pub(super) const fn mask(self) -> Mask {
@@ -71,10 +73,13 @@ impl Dimension {
     }
 }
 
-pub(super) const DIMENSIONS: usize = 10;
+pub(super) const DIMENSIONS: usize = 11;
 
 /// A set of dimensions.
 pub(super) type Mask = u16;
+
+/// What the flow's name tells.
+pub(super) const NAME: Mask = Dimension::Name.mask();
 
 /// What the owner's answer tells.
 pub(super) const OWNER: Mask = Dimension::Uid.mask() | Dimension::Cgroup.mask();
@@ -95,6 +100,7 @@ pub(super) struct Question<'f> {
     pub(super) port: Fact<u16>,
     pub(super) uid: Fact<u32>,
     pub(super) cgroup: Fact<&'f str>,
+    pub(super) via: Fact<WayId>,
 }
 
 impl<'f> Question<'f> {
@@ -116,12 +122,13 @@ impl<'f> Question<'f> {
             Protocol::Icmp => Fact::Unknown,
             Protocol::Tcp | Protocol::Udp => Fact::Known(destination.port()),
         };
-        let name = facts.name.as_deref().map_or(Fact::Unknown, Fact::Known);
-        let resolvers = if facts.name.is_some() && !facts.resolvers.is_empty() {
-            Fact::Known(facts.resolvers)
-        } else {
-            Fact::Unknown
+        let name = match &facts.name {
+            Fact::Unasked => Fact::Unasked,
+            Fact::Unknown => Fact::Unknown,
+            Fact::Known(name) => Fact::Known(&*name.text),
         };
+        let resolvers =
+            if facts.resolvers.is_empty() { Fact::Unknown } else { Fact::Known(facts.resolvers) };
         Self {
             protocol: facts.protocol,
             client: Fact::Known(facts.client().ip()),
@@ -135,6 +142,7 @@ impl<'f> Question<'f> {
             port,
             uid,
             cgroup,
+            via: facts.via.map_or(Fact::Unknown, Fact::Known),
         }
     }
 }
@@ -246,6 +254,11 @@ pub(super) struct Answers {
 impl Answers {
     pub(super) fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// Whether nobody asked for one of these facts.
+    pub(super) fn unasked(&self, mask: Mask) -> bool {
+        mask & self.unasked != 0
     }
 
     /// Whether one of these facts is unknown.
@@ -381,6 +394,10 @@ impl Index {
         self.answer(&mut answers, dimension, &question.cgroup, v6, |path| {
             self.cgroup(path).map_or(EMPTY, |n| number(dimension, n))
         });
+        let dimension = Dimension::Via;
+        self.answer(&mut answers, dimension, &question.via, v6, |way| {
+            number(dimension, u32::from(way.number()))
+        });
         answers
     }
 
@@ -443,11 +460,72 @@ impl Index {
                 continue;
             }
             if let Some(rule) = self.lowest_in(group, answers, limit) {
-                let waits_for = (group.positive | group.negative) & answers.unasked;
+                let waits_for = group.waits_for(answers);
                 best = Some(Lowest { rule, waits_for });
             }
         }
         best
+    }
+
+    /// The lowest rule that matches whatever the facts are that nobody asked for.
+    pub(super) fn lowest_sure(&self, answers: &Answers) -> Option<u32> {
+        let mut best = None;
+        for group in &self.groups {
+            let limit = best.unwrap_or(u32::MAX);
+            if group.first_rule >= limit {
+                break;
+            }
+            if group.waits_for(answers) == 0 && group.may_match(answers) {
+                best = self.lowest_in(group, answers, limit).or(best);
+            }
+        }
+        best
+    }
+
+    /// Whether `each` is true of every rule below `limit` that may match, by what facts that
+    /// nobody asked for will turn out to be.
+    pub(super) fn all_waiting(
+        &self,
+        answers: &Answers,
+        limit: u32,
+        mut each: impl FnMut(u32) -> bool,
+    ) -> bool {
+        let mut all = true;
+        for group in &self.groups {
+            if group.first_rule >= limit || !all {
+                break;
+            }
+            if group.waits_for(answers) == 0 || !group.may_match(answers) {
+                continue;
+            }
+            let mut check = |answers: &Answers| {
+                self.walk(group, answers, limit, |rule| {
+                    all &= each(rule);
+                    all
+                });
+            };
+            check(answers);
+            if group.positive & Dimension::Resolver.mask() != 0 {
+                for class in self.more(answers) {
+                    let mut other = *answers;
+                    other.classes[Dimension::Resolver as usize] = class;
+                    check(&other);
+                }
+            }
+        }
+        all
+    }
+
+    /// The answers with the name unknown.
+    pub(super) fn without_name(&self, answers: &Answers) -> Answers {
+        let mut answers = *answers;
+        if self.uses(NAME) {
+            let table = &self.tables[Dimension::Name as usize];
+            answers.classes[Dimension::Name as usize] = table.unknown;
+            answers.unasked &= !NAME;
+            answers.unknown |= NAME;
+        }
+        answers
     }
 
     /// The lowest rule of a group below `limit`.
@@ -672,6 +750,11 @@ impl Index {
 }
 
 impl Group {
+    /// The facts that its rules ask about and nobody asked for.
+    fn waits_for(&self, answers: &Answers) -> Mask {
+        (self.positive | self.negative) & answers.unasked
+    }
+
     fn may_match(&self, answers: &Answers) -> bool {
         self.protocol.is_none_or(|protocol| protocol == answers.protocol)
             && self.negative & answers.unknown == 0

@@ -8,7 +8,7 @@ use proptest::sample::{select, subsequence};
 use super::diagnostic::{Findings, SourceId};
 use super::*;
 use super::{parse, reference};
-use crate::{DeviceName, Egress, Fact, Owner, Protocol, ResolverSet};
+use crate::{DeviceName, Egress, Fact, Name, Owner, Protocol, ResolverSet, WayKind};
 
 const ADDRESSES: [&str; 14] = [
     "10.0.0.0",
@@ -104,7 +104,7 @@ fn rule() -> BoxedStrategy<String> {
         list("port", &PORT_ITEMS),
         list("user", &USERS),
         list("cgroup", &CGROUPS),
-        Just("via direct".to_owned()).boxed(),
+        select(reference::WAYS.to_vec()).prop_map(|way| format!("via {way}")).boxed(),
     ];
     (select(vec!["allow", "block", "drop"]), subsequence((0..10).collect::<Vec<usize>>(), 0..=4))
         .prop_flat_map(move |(verdict, chosen)| {
@@ -115,6 +115,26 @@ fn rule() -> BoxedStrategy<String> {
                     clauses.retain(|clause| !clause.starts_with("port"));
                 }
                 format!("{verdict} {}", clauses.join(" "))
+            })
+        })
+        .boxed()
+}
+
+fn route() -> BoxedStrategy<String> {
+    let clauses: Vec<BoxedStrategy<String>> = vec![
+        select(vec!["tcp", "udp", "icmp"]).prop_map(str::to_owned).boxed(),
+        addresses("client", &[]),
+        list("to", &[&DOMAINS[..], &["unknown-name", "10.1.0.0/16", "@one"]].concat()),
+        list("resolver", &reference::RESOLVERS),
+        list("user", &USERS),
+        list("cgroup", &CGROUPS),
+    ];
+    let ways = subsequence(reference::WAYS.to_vec(), 1..=3).prop_shuffle();
+    (ways, subsequence((0..6).collect::<Vec<usize>>(), 0..=3))
+        .prop_flat_map(move |(ways, chosen)| {
+            let chosen: Vec<_> = chosen.iter().map(|at| clauses[*at].clone()).collect();
+            (Just(ways), chosen).prop_map(|(ways, clauses)| {
+                format!("route {} via {}", clauses.join(" "), ways.join(", "))
             })
         })
         .boxed()
@@ -150,7 +170,8 @@ fn reverse_or_not() -> BoxedStrategy<String> {
 }
 
 fn policy_text() -> BoxedStrategy<String> {
-    let rules = proptest::collection::vec(rule(), 0..24);
+    let line = prop_oneof![5 => rule(), 1 => route()];
+    let rules = proptest::collection::vec(line, 0..24);
     (rules, select(vec!["allow", "block", "drop"]))
         .prop_map(|(rules, default)| {
             format!(
@@ -174,13 +195,15 @@ fn address() -> BoxedStrategy<IpAddr> {
 fn facts() -> BoxedStrategy<Facts> {
     let device = select(DEVICES.to_vec()).prop_map(|name| DeviceName::new(name).expect("device"));
     // The kernel gives a flow a source of its destination's family.
-    let egress = (address(), device).prop_map(|(address, device)| Egress { address, device });
+    let egress =
+        (address(), device).prop_map(|(address, device)| Arc::new(Egress { address, device }));
     let name = prop_oneof![2 => select(NAMES.to_vec()).prop_map(Some), 1 => Just(None)];
     let resolvers = (0..8_u64).prop_map(ResolverSet::from_bits);
     let uid = select(vec![0, 1000, 1001, 4_294_967_294, 7]);
     let cgroup = proptest::option::of(select(CGROUP_FACTS.to_vec()));
-    let owner =
-        (uid, cgroup).prop_map(|(uid, cgroup)| Owner { uid, cgroup: cgroup.map(Arc::from) });
+    let owner = (uid, cgroup).prop_map(|(uid, cgroup)| {
+        Arc::new(Owner { uid, cgroup: cgroup.map(Arc::from), of_proxy: false })
+    });
     (
         select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Icmp]),
         address(),
@@ -189,7 +212,7 @@ fn facts() -> BoxedStrategy<Facts> {
         any::<bool>(),
         fact(egress.boxed()),
         fact(owner.boxed()),
-        (name, resolvers),
+        (name, resolvers, (0..4_u8)),
     )
         .prop_map(|(protocol, client, destination, port, local, egress, owner, named)| {
             let mut facts = Facts::new(
@@ -199,8 +222,10 @@ fn facts() -> BoxedStrategy<Facts> {
                 local,
             );
             facts.owner = owner;
-            facts.name = named.0.map(Arc::from);
+            facts.name = Fact::answered(named.0.map(|name| Name::asked(name.into())));
             facts.resolvers = named.1;
+            // One more than there are: none.
+            facts.via = WayId::new(named.2).filter(|way| way.number() < 3);
             let family = facts.destination().is_ipv4();
             let other = egress.known().is_some_and(|e| e.address.is_ipv4() != family);
             facts.egress = if other { Fact::Unknown } else { egress };
@@ -226,6 +251,11 @@ impl Environment for Resolving {
         Resolvers::default().configured(names).expect("few")
     }
 
+    fn ways(&self) -> WayNames {
+        let names = reference::WAYS.into_iter().skip(1).map(|name| (name, WayKind::Link));
+        WayNames::default().configured(names).expect("few")
+    }
+
     fn secret(&self) -> u128 {
         11
     }
@@ -241,7 +271,11 @@ fn load(text: &str) -> (Policy, parse::File) {
 
 /// Judges as the engine does: asks for a fact when it is named.
 fn pull(policy: &Policy, truth: &Facts) -> (Decision, Vec<Need>) {
-    let mut facts = reference::unasked(truth);
+    pull_from(policy, truth, reference::unasked(truth))
+}
+
+/// From facts of which some were not asked for.
+fn pull_from(policy: &Policy, truth: &Facts, mut facts: Facts) -> (Decision, Vec<Need>) {
     let mut asked = Vec::new();
     loop {
         match policy.judge(&facts) {
@@ -255,6 +289,11 @@ fn pull(policy: &Policy, truth: &Facts) -> (Decision, Vec<Need>) {
                 assert_eq!(facts.egress, Fact::Unasked, "source asked twice");
                 facts.egress = truth.egress.clone();
                 asked.push(Need::Source);
+            }
+            Judgement::Needs(Need::Name) => {
+                assert_eq!(facts.name, Fact::Unasked, "name asked twice");
+                facts.name = truth.name.clone();
+                asked.push(Need::Name);
             }
         }
     }
@@ -273,6 +312,61 @@ fn same(text: &str, facts: &Facts, policy: &Policy, file: &parse::File) {
     assert_eq!(policy.judge(facts), want, "{text}\n{facts:?}");
     let (decision, _) = pull(policy, facts);
     assert_eq!(Judgement::Decided(decision), want, "asked one by one: {text}\n{facts:?}");
+    let ways = reference::route(file, facts);
+    assert_eq!(policy.route(facts), Routing::Ways(&ways), "{text}\n{facts:?}");
+    let asked = match policy.route(&reference::unasked(facts)) {
+        Routing::Needs(Need::Owner) => policy.route(facts),
+        Routing::Needs(need) => panic!("routes ask for no {need:?}: {text}"),
+        Routing::Ways(ways) => Routing::Ways(ways),
+    };
+    assert_eq!(asked, Routing::Ways(&ways), "asked one by one: {text}\n{facts:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// What is decided without a name holds for every name; and a name is asked for last.
+    #[test]
+    fn a_name_is_needed_where_it_changes_the_result(
+        text in policy_text(),
+        facts in proptest::collection::vec(facts(), 12),
+    ) {
+        let (policy, file) = load(&text);
+        for facts in facts {
+            let mut unnamed = reference::unasked(&facts);
+            unnamed.name = Fact::Unasked;
+            let (decision, asked) = pull_from(&policy, &facts, unnamed.clone());
+            let same_as_asked = reference::judge(&file, &facts).0;
+            prop_assert_eq!(decision.verdict, same_as_asked, "{}\n{:?}", text, facts);
+            if let Some(at) = asked.iter().position(|need| *need == Need::Name) {
+                prop_assert_eq!(at, asked.len() - 1, "{}\n{:?}", text, facts);
+                prop_assert!(policy.needs_name());
+            }
+            let foregone = policy.foregone(&unnamed);
+            prop_assert!(foregone.is_none_or(|verdict| verdict == decision.verdict));
+            unnamed.owner = facts.owner.clone();
+            let routing = policy.route(&unnamed);
+            for name in NAMES.map(Some).into_iter().chain([None]) {
+                let mut named = facts.clone();
+                named.name =
+                    Fact::answered(name.map(|name| Name::asked(name.into())));
+                let told = reference::judge(&file, &named).0;
+                if !asked.contains(&Need::Name) {
+                    prop_assert_eq!(told, decision.verdict, "{:?}\n{}\n{:?}", name, text, facts);
+                }
+                let ways = reference::route(&file, &named);
+                match routing {
+                    Routing::Ways(routed) => prop_assert_eq!(routed, &ways, "{}", text),
+                    Routing::Needs(need) => prop_assert_eq!(need, Need::Name),
+                }
+                for via in [0, 1, 2, 3] {
+                    named.via = WayId::new(via).filter(|way| way.number() < 3);
+                    let told = reference::judge(&file, &named).0;
+                    prop_assert!(foregone.is_none_or(|verdict| verdict == told), "{}", text);
+                }
+            }
+        }
+    }
 }
 
 proptest! {
@@ -327,6 +421,7 @@ proptest! {
             source: AssumedSource::Any,
             destination,
             name: name.map(Arc::from),
+            others: Vec::new(),
             resolvers: ResolverSet::EMPTY,
             port,
             client: None,
@@ -505,9 +600,10 @@ fn many_rules_say_what_they_say() {
             SocketAddr::new(address(random(1 << 20)), random(65_536) as u16),
             random(2) == 0,
         );
-        facts.owner = Fact::Known(Owner { uid: random(5), cgroup: None });
+        facts.owner = Fact::answered(Some(Owner { uid: random(5), cgroup: None, of_proxy: false }));
         let device = DeviceName::new("eth0").expect("device");
-        facts.egress = Fact::Known(Egress { address: address(random(1 << 20)), device });
+        let egress = Egress { address: address(random(1 << 20)), device };
+        facts.egress = Fact::answered(Some(egress));
         same("many rules", &facts, &policy, &file);
     }
 }

@@ -12,8 +12,10 @@ use super::rule::{
     Action, AddressItem, CgroupItem, Clause, Domain, EgressItem, List, Name, ResolveItem, SetBody,
     SetItem, Statement, UserItem,
 };
-use crate::{Fact, Facts, Protocol, ResolverId};
+use crate::{Fact, Facts, Protocol, ResolverId, WayId};
 
+/// The ways out of the tests.
+pub(super) const WAYS: [&str; 3] = ["direct", "wg0", "office"];
 /// The resolvers of the tests.
 pub(super) const RESOLVERS: [&str; 3] = ["upstream", "corp", "lab"];
 
@@ -54,8 +56,7 @@ fn holds(file: &File, clause: &Clause, facts: &Facts) -> bool {
                 let id = ResolverId::new(number(item).expect("known") as u8).expect("few");
                 facts.resolvers.contains(id)
             };
-            facts.name.is_some()
-                && !facts.resolvers.is_empty()
+            !facts.resolvers.is_empty()
                 && list.items.iter().any(|item| one(&item.value)) != list.not
         }
         Clause::Egress(list) => {
@@ -105,9 +106,35 @@ fn holds(file: &File, clause: &Clause, facts: &Facts) -> bool {
                 None => unknown && !list.not,
             }
         }
-        Clause::Via(name) => &*name.value == "direct",
+        Clause::Via(name) => facts.via == way(&name.value),
         Clause::Id(_) => true,
         Clause::App(_) | Clause::Protected => panic!("refused"),
+    }
+}
+
+/// What `WAYS` of the tests says.
+fn way(name: &str) -> Option<WayId> {
+    let number = WAYS.iter().position(|known| *known == name).expect("known");
+    WayId::new(number as u8)
+}
+
+/// The ways out of the first route that matches.
+pub(super) fn route(file: &File, facts: &Facts) -> Vec<WayId> {
+    let routes = file.statements.iter().filter_map(|statement| match statement {
+        Statement::Route(route) => Some(route),
+        Statement::Set(_)
+        | Statement::Resolve(_)
+        | Statement::Rule(_)
+        | Statement::Default(_)
+        | Statement::Expect(_) => None,
+    });
+    let mut matching = routes.filter(|route| {
+        let clauses = &file.clauses[route.clauses.clone()];
+        clauses.iter().all(|clause| holds(file, &clause.value, facts))
+    });
+    match matching.next() {
+        Some(route) => route.via.iter().filter_map(|via| way(&via.value)).collect(),
+        None => vec![WayId::DIRECT],
     }
 }
 
@@ -130,7 +157,7 @@ fn addresses(file: &File, list: &List<AddressItem>, address: Option<IpAddr>) -> 
 
 fn destination(file: &File, list: &List<AddressItem>, facts: &Facts) -> bool {
     let address = facts.destination().ip();
-    let name = facts.name.as_deref();
+    let name = facts.name.known().map(|name| &*name.text);
     let plain = List { not: false, items: list.items.clone() };
     let by_address = addresses(file, &plain, Some(address));
     let domains: Vec<Domain> =

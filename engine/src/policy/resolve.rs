@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use super::compile::Resolving;
 use super::diagnostic::{Findings, code, quoted};
-use super::domains::{Domains, NameHasher, NameMap, Pair};
+use super::domains::{Domains, Labels, NameHasher, NameMap, Pair};
 use super::set::{self, Interval, Key, Members};
 use super::{Form, Resolution};
 use crate::ResolverId;
@@ -269,19 +269,9 @@ impl<K: Key> Addresses<K> {
 /// octets or nibbles. A name below such a name is of the same prefix, as those of RFC 2317 and
 /// of RFC 6763 11 are.
 fn reverse(name: &str) -> Option<IpNet> {
-    let labels = |zone: &str| {
-        let rest = name.strip_suffix(zone)?;
-        match rest.strip_suffix('.') {
-            Some(labels) => Some(labels.rsplit('.')),
-            // The zone itself, and no label before it.
-            None => rest.is_empty().then(|| {
-                let mut none = "".rsplit('.');
-                none.next();
-                none
-            }),
-        }
-    };
-    if let Some(labels) = labels("in-addr.arpa") {
+    let mut labels = Labels::of(name);
+    let (Some("arpa"), Some(zone)) = (labels.next(), labels.next()) else { return None };
+    if zone == "in-addr" {
         let mut octets = [0; 4];
         let mut length = 0;
         for (octet, label) in octets.iter_mut().zip(labels) {
@@ -293,7 +283,10 @@ fn reverse(name: &str) -> Option<IpNet> {
     }
     let mut bits: u128 = 0;
     let mut length: u8 = 0;
-    for label in labels("ip6.arpa")?.take(32) {
+    if zone != "ip6" {
+        return None;
+    }
+    for label in labels.take(32) {
         let nibble = (label.len() == 1).then(|| u128::from_str_radix(label, 16).ok()).flatten();
         let Some(nibble) = nibble else { break };
         length += 4;
@@ -334,6 +327,8 @@ mod tests {
             ("5.4.3.2.1.in-addr.arpa", Some("1.2.3.4/32")),
             ("xin-addr.arpa", None),
             ("in-addr.arpa.example", None),
+            ("1\\.10.in-addr.arpa", Some("0.0.0.0/0")),
+            ("1.x\\.in-addr.arpa", None),
             (full, Some("2001:db8::1/128")),
             ("8.b.d.0.1.0.0.2.ip6.arpa", Some("2001:db8::/32")),
             ("b.d.0.1.0.0.2.ip6.arpa", Some("2001:db0::/28")),

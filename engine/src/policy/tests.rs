@@ -3,6 +3,8 @@
 mod expects;
 mod faults;
 mod figures;
+mod names;
+mod routes;
 mod rules;
 mod warnings;
 mod words;
@@ -15,6 +17,7 @@ use crate::{Fact, Owner, Protocol};
 /// Users and files out of tables.
 struct Bench {
     files: HashMap<&'static str, String>,
+    ways: Vec<&'static str>,
 }
 
 impl Environment for Bench {
@@ -33,6 +36,11 @@ impl Environment for Bench {
         Resolvers::default().configured(["corp", "lab"]).expect("few")
     }
 
+    fn ways(&self) -> WayNames {
+        let ways = self.ways.iter().map(|way| (*way, crate::WayKind::Link));
+        WayNames::default().configured(ways).expect("few")
+    }
+
     fn secret(&self) -> u128 {
         0x0123_4567_89ab_cdef
     }
@@ -45,10 +53,16 @@ fn bench() -> Bench {
         ("lists/bad.txt", "10.0.0.1/8\nok.example\n-bad\n"),
         ("lists/empty.txt", "# nothing\n"),
     ];
-    Bench { files: files.map(|(name, text)| (name, text.to_owned())).into() }
+    let files = files.map(|(name, text)| (name, text.to_owned())).into();
+    Bench { files, ways: Vec::new() }
 }
 
 type Loaded = Result<(Policy, Vec<Diagnostic>), Vec<Diagnostic>>;
+
+fn with_ways(ways: &[&'static str], text: &str) -> Loaded {
+    let source = Source { name: "a.policy".into(), text: text.into() };
+    Policy::load(&[source], &Bench { ways: ways.to_vec(), ..bench() })
+}
 
 fn load(texts: &[&str]) -> Loaded {
     let sources: Vec<Source> = texts

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -54,7 +54,7 @@ impl DnsServer {
 /// RFC 1035 section 4.2.2: each message behind its length.
 pub(super) fn serve(
     table: &BTreeMap<String, Vec<IpAddr>>,
-    stream: &mut TcpStream,
+    stream: &mut (impl Read + Write),
 ) -> io::Result<u64> {
     let mut received = 0;
     loop {

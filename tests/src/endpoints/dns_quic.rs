@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use anyhow::Result;
 use quinn::crypto::rustls::QuicServerConfig;
+use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-use super::dns_trust::Signed;
+use super::dns_trust::{Authority, Signed};
 use crate::lab::Netns;
 
 /// A running server on [`DoqServer::PORT`].
@@ -39,12 +41,33 @@ impl DoqServer {
         signed: &Signed,
         idle: Duration,
     ) -> Result<Self> {
+        Self::start_for(netns, address, behind, signed, idle, None)
+    }
+
+    /// The same for those alone who show a certificate of `clients`, where that is given.
+    pub fn start_for(
+        netns: &Netns,
+        address: IpAddr,
+        behind: SocketAddr,
+        signed: &Signed,
+        idle: Duration,
+        clients: Option<&Authority>,
+    ) -> Result<Self> {
         let certificate = CertificateDer::from_pem_slice(signed.certificate.as_bytes())?;
         let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = match clients {
+            None => WebPkiClientVerifier::no_client_auth(),
+            Some(clients) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_slice(clients.pem().as_bytes())?)?;
+                let roots = Arc::new(roots);
+                WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?
+            }
+        };
         let mut tls = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate], key)?;
         tls.alpn_protocols = vec![b"doq".to_vec()];
         let mut config =

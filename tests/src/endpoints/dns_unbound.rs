@@ -20,7 +20,7 @@ use crate::lab::{Netns, Running};
 /// | `alias.corp.example` | CNAME of it |
 /// | `big.corp.example` | 20 TXT records: more than fits into a datagram |
 /// | `odd.corp.example` | a record of TYPE65280 |
-/// | `dns.corp.example` | A: the server itself |
+/// | `dns.corp.example` | A or AAAA: the server itself |
 /// | `refused.example` | REFUSED |
 #[derive(Debug)]
 pub struct Unbound {
@@ -45,6 +45,7 @@ impl Unbound {
         more: &str,
     ) -> Result<Self> {
         let files = Scratch::new()?;
+        let kind = if address.is_ipv4() { "A" } else { "AAAA" };
         let mut text = format!(
             "server:\n directory: \"\"\n chroot: \"\"\n username: \"\"\n pidfile: \"\"\n\
              \x20do-daemonize: no\n use-syslog: no\n logfile: \"\"\n log-queries: yes\n\
@@ -55,7 +56,7 @@ impl Unbound {
              \x20local-data: \"www.corp.example. 300 A 10.1.2.3\"\n\
              \x20local-data: \"www.corp.example. 300 AAAA fd00::3\"\n\
              \x20local-data: \"alias.corp.example. 300 CNAME www.corp.example.\"\n\
-             \x20local-data: \"dns.corp.example. 300 A {address}\"\n\
+             \x20local-data: \"dns.corp.example. 300 {kind} {address}\"\n\
              \x20local-data: 'odd.corp.example. 300 TYPE65280 \\# 4 0a000001'\n\
              \x20local-zone: \"refused.example.\" always_refuse\n"
         );
@@ -119,14 +120,19 @@ impl Unbound {
 
     fn questions(&self) -> Vec<String> {
         let text = self.running.stderr();
-        let questions = text.lines().filter_map(|line| {
-            // [time] unbound[pid:thread] info: CLIENT NAME TYPE IN
-            let (_, rest) = line.split_once(" info: ")?;
-            let (client, question) = rest.split_once(' ')?;
-            client.parse::<IpAddr>().ok()?;
-            Some(question.to_ascii_lowercase())
-        });
-        questions.collect()
+        text.lines().filter_map(question).map(|(_, question)| question).collect()
+    }
+
+    /// Who has asked for a name, each time.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn clients(&self, name: &str) -> Result<Vec<IpAddr>> {
+        // All that came before is written by then.
+        self.log()?;
+        let (text, name) = (self.running.stderr(), format!("{name}. "));
+        let questions = text.lines().filter_map(question);
+        Ok(questions.filter(|(_, asked)| asked.starts_with(&name)).map(|(ip, _)| ip).collect())
     }
 
     /// How often it was asked for a name.
@@ -137,4 +143,11 @@ impl Unbound {
         let name = format!("{name}. ");
         Ok(self.log()?.iter().filter(|line| line.starts_with(&name)).count())
     }
+}
+
+/// A line of its log: `[time] unbound[pid:thread] info: CLIENT NAME TYPE IN`.
+fn question(line: &str) -> Option<(IpAddr, String)> {
+    let (_, rest) = line.split_once(" info: ")?;
+    let (client, question) = rest.split_once(' ')?;
+    Some((client.parse().ok()?, question.to_ascii_lowercase()))
 }

@@ -122,6 +122,11 @@ impl TcpServer {
         self.accepted.load(Ordering::Acquire)
     }
 
+    /// Of these, those that have ended.
+    pub fn ended(&self) -> usize {
+        self.sessions.lock().expect("no holder panics").len()
+    }
+
     /// Waits until `count` connections have ended and gives them all.
     pub fn sessions(&self, count: usize) -> Result<Vec<Session>> {
         let limit = Instant::now() + Duration::from_secs(10);

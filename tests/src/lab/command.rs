@@ -45,7 +45,7 @@ impl Who {
     pub const ALL: [Self; 2] = [Self::Root, Self::Nobody];
 }
 
-/// What [`Who::Nobody`] finds at /dev/net/tun.
+/// What a program finds at /dev/net/tun.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Tun {
     /// A device open to all.
@@ -137,7 +137,7 @@ impl Program {
         self
     }
 
-    /// What [`Who::Nobody`] finds at /dev/net/tun.
+    /// What it finds at /dev/net/tun; for root [`Tun::Open`] is what there is.
     pub fn tun(mut self, tun: Tun) -> Self {
         self.tun = tun;
         self
@@ -185,10 +185,13 @@ impl Program {
         let preparation = Preparation {
             netns: self.netns.raw_fd(),
             parent: rustix::process::getpid().as_raw_pid(),
-            stage: match self.who {
-                Who::Root => None,
-                Who::Nobody => Some(Stage::new(self.tun, &self.stage)?),
+            stage: match (self.who, self.tun) {
+                (Who::Root, Tun::Open) => None,
+                (Who::Root, Tun::Closed | Tun::Missing) | (Who::Nobody, _) => {
+                    Some(Stage::new(self.tun, &self.stage)?)
+                }
             },
+            who: self.who,
         };
         // SAFETY: the closure makes system calls on memory prepared before the fork and allocates nothing.
         unsafe { command.pre_exec(move || preparation.apply()) };
@@ -364,6 +367,7 @@ struct Preparation {
     netns: RawFd,
     parent: i32,
     stage: Option<Stage>,
+    who: Who,
 }
 
 impl Preparation {
@@ -371,6 +375,8 @@ impl Preparation {
         netns::enter(self.netns)?;
         if let Some(stage) = &self.stage {
             stage.apply()?;
+        }
+        if self.who == Who::Nobody {
             drop_rights()?;
         }
         // After the change of uid, which clears it.

@@ -8,8 +8,11 @@ pub fn adds_up(counters: &Value) -> Result<()> {
     let number = |name: &str| {
         counters[name].as_u64().with_context(|| format!("no number `{name}`: {counters:#}"))
     };
-    let outcomes =
-        number("to_app")? + number("to_egress")? + number("held")? + sum(&counters["dropped"])?;
+    let outcomes = number("to_app")?
+        + number("to_egress")?
+        + number("to_link")?
+        + number("held")?
+        + sum(&counters["dropped"])?;
     let packets = number("packets_in")?;
     ensure!(outcomes == packets, "{outcomes} outcomes of {packets} packets: {counters:#}");
     ensure!(number("panics")? == 0, "a panic: {counters:#}");

@@ -7,14 +7,16 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::command::{Finished, Program, Running, Tun, Who};
+use super::command::{Finished, NOBODY, Program, Running, Tun, Who};
 use super::netns::Netns;
 use super::scratch::Scratch;
 
@@ -86,6 +88,7 @@ pub struct Exec<'a> {
     options: Vec<String>,
     policy: Option<String>,
     config: Option<String>,
+    config_mode: u32,
     env: Vec<(String, String)>,
     input: String,
     tun: Tun,
@@ -94,7 +97,8 @@ pub struct Exec<'a> {
 }
 
 impl<'a> Exec<'a> {
-    pub(crate) fn new(netns: &'a Netns, program: &str) -> Self {
+    /// A program in a namespace that is a host.
+    pub fn new(netns: &'a Netns, program: &str) -> Self {
         Self {
             netns,
             way: Way::of_this_run(),
@@ -104,6 +108,7 @@ impl<'a> Exec<'a> {
             options: Vec::new(),
             policy: None,
             config: None,
+            config_mode: 0o644,
             env: Vec::new(),
             input: String::new(),
             tun: Tun::Open,
@@ -140,6 +145,11 @@ impl<'a> Exec<'a> {
     pub fn config(mut self, text: &str) -> Self {
         self.config = Some(text.to_owned());
         self
+    }
+
+    /// The same, in a file that nobody but its owner may read: it may hold a secret.
+    pub fn config_of_owner(self, text: &str) -> Self {
+        Self { config_mode: 0o600, ..self.config(text) }
     }
 
     /// Sets a variable of the environment.
@@ -254,6 +264,10 @@ impl<'a> Exec<'a> {
         }
         if let Some(config) = &self.config {
             let path = scratch.write("tunneld.toml", config)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(self.config_mode))?;
+            if self.who == Who::Nobody {
+                std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY))?;
+            }
             args.extend(["--config".into(), path.into_os_string()]);
         }
         args.extend(self.options.iter().map(OsString::from));
@@ -288,7 +302,7 @@ impl Executing {
     pub fn wait(self) -> Result<Outcome> {
         let finished = self.running.wait()?;
         let report = lines(&self.report).with_context(|| format!("{finished:#?}"))?;
-        let counters = match std::fs::read_to_string(&self.counters) {
+        let counters = match fs::read_to_string(&self.counters) {
             Ok(text) => Some(serde_json::from_str(&text).with_context(|| text.clone())?),
             Err(_) => None,
         };
@@ -357,7 +371,7 @@ impl Outcome {
 }
 
 fn lines(path: &Path) -> Result<Vec<Value>> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let text = fs::read_to_string(path).unwrap_or_default();
     text.lines()
         .map(|line| serde_json::from_str(line).with_context(|| format!("report line: {line}")))
         .collect()

@@ -49,6 +49,14 @@ impl Scratch {
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
+
+    /// The same for a file that its owner alone may read.
+    pub fn write_secret(&self, name: &str, text: &str) -> Result<PathBuf> {
+        // Never readable, not even while it is empty.
+        let path = self.write(name, "")?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        self.write(name, text)
+    }
 }
 
 impl Drop for Scratch {

@@ -124,6 +124,29 @@ impl Device for Tun {
         Ok(())
     }
 
+    fn write_parts(&mut self, start: &[u8], rest: &[&[u8]], offload: TxOffload) -> io::Result<()> {
+        /// The virtio header, the headers, and as many segments as a run has at most.
+        const PARTS: usize = 2 + 64;
+        if rest.is_empty() {
+            return self.write(start, offload);
+        }
+        let refused = (offload.checksum_partial && !self.offloads.tcp)
+            || (offload.gso_size.is_some() && !self.offloads.covers(start));
+        if refused || !self.vnet_header || rest.len() + 2 > PARTS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let length = start.len() + rest.iter().map(|part| part.len()).sum::<usize>();
+        let header = virtio::encode_start(start, length, offload)
+            .map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut parts = [IoSlice::new(&[]); PARTS];
+        let all = [&header[..], start].into_iter().chain(rest.iter().copied());
+        for (part, bytes) in parts.iter_mut().zip(all) {
+            *part = IoSlice::new(bytes);
+        }
+        rustix::io::writev(&self.fd, &parts[..rest.len() + 2])?;
+        Ok(())
+    }
+
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -185,6 +208,22 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// What the user can do, where there is something.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing | Self::NoDriver => Some("modprobe tun"),
+            Self::Closed => Some(
+                "let the service open it: `DeviceAllow=/dev/net/tun rw`, or `--device /dev/net/tun` \
+                 of a container",
+            ),
+            Self::NotPermitted => Some("give the service CAP_NET_ADMIN"),
+            Self::Busy | Self::Unsupported => {
+                Some("remove the device, or give ours another name: `[device] name`")
+            }
+            Self::Name | Self::Open(_) | Self::Attach(_) | Self::NotAttached => None,
+        }
+    }
+
     fn at_open(errno: Errno) -> Self {
         match errno {
             Errno::NOENT | Errno::NOTDIR => Self::Missing,

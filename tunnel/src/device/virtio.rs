@@ -136,6 +136,16 @@ pub fn decode(header: &[u8; HEADER], packet_len: usize) -> Result<RxOffload, Hea
 /// The header for `packet`, which is a whole IP packet. A packet no longer than one segment
 /// gets no segmentation, whatever `offload.gso_size` says.
 pub fn encode(packet: &[u8], offload: TxOffload) -> Result<[u8; HEADER], PacketError> {
+    encode_start(packet, packet.len(), offload)
+}
+
+/// The same for a packet of `length` bytes that begins with `packet`: IP and transport headers
+/// at least.
+pub fn encode_start(
+    packet: &[u8],
+    length: usize,
+    offload: TxOffload,
+) -> Result<[u8; HEADER], PacketError> {
     let mut header = [0; HEADER];
     if !offload.checksum_partial {
         return match offload.gso_size {
@@ -153,7 +163,7 @@ pub fn encode(packet: &[u8], offload: TxOffload) -> Result<[u8; HEADER], PacketE
     if size == 0 {
         return Err(PacketError::Segmentation);
     }
-    let payload = packet.len() - transport.header_end;
+    let payload = length.checked_sub(transport.header_end).ok_or(PacketError::Transport)?;
     if payload <= usize::from(size) {
         return Ok(header);
     }

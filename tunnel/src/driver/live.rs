@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use engine::policy::Policy;
-use engine::{Instant, PIECE, Report, Walk};
+use engine::{Cut, Instant, PIECE, Report, ResolverService, Walk, Ways};
 
 use crate::device::Device;
 use crate::driver::Driver;
@@ -28,15 +28,41 @@ pub(super) struct Jobs {
 
 struct Reload {
     walk: Walk,
-    cut: Vec<Report>,
-    answer: Answer<Vec<Report>>,
+    cut: Vec<Cut>,
+    answer: Answer<Vec<Cut>>,
 }
 
 enum Job {
-    Compare { policy: Arc<Policy>, walk: Walk, changed: Vec<Changed>, answer: Answer<Vec<Changed>> },
-    Flows { walk: Walk, flows: Vec<Report>, answer: Answer<Vec<Report>> },
-    Kill { number: u64, of: Option<u32>, walk: Walk, killed: Killed, answer: Answer<Killed> },
-    Hits { policy: Arc<Policy>, counts: Vec<u64>, hits: Hits, answer: Answer<Hits> },
+    Compare {
+        policy: Arc<Policy>,
+        resolver: Option<ResolverService>,
+        ways: Option<Arc<Ways>>,
+        walk: Walk,
+        changed: Vec<Changed>,
+        answer: Answer<Vec<Changed>>,
+    },
+    Flows {
+        walk: Walk,
+        flows: Vec<Report>,
+        answer: Answer<Vec<Report>>,
+    },
+    Kill {
+        number: u64,
+        of: Option<u32>,
+        walk: Walk,
+        killed: Killed,
+        answer: Answer<Killed>,
+    },
+    Ways {
+        walk: Walk,
+        answer: Answer<()>,
+    },
+    Hits {
+        policy: Arc<Policy>,
+        counts: Vec<u64>,
+        hits: Hits,
+        answer: Answer<Hits>,
+    },
 }
 
 impl<D: Device> Driver<D> {
@@ -92,7 +118,14 @@ impl<D: Device> Driver<D> {
     }
 
     fn begin(&mut self, reload: request::Reload) {
-        let request::Reload { policy, generation, limits, answer } = reload;
+        let request::Reload { policy, generation, limits, resolver, ways, answer } = reload;
+        if let Some(resolver) = resolver {
+            self.engine.set_resolver(resolver);
+        }
+        // With the policy that names them: none of its ways is ever unknown to it.
+        if let Some((ways, proxies)) = ways {
+            self.set_ways(ways, proxies);
+        }
         self.engine.reload(policy, generation);
         self.engine.set_limit(limits.flows);
         self.rings.set_budget(limits.memory);
@@ -112,10 +145,20 @@ impl<D: Device> Driver<D> {
                 self.engine.learn(&learned, now);
                 return answer(());
             }
-            Request::Name { address, answer } => return answer(self.engine.name_of(address, now)),
-            Request::Own(addresses) => return self.engine.set_host_addresses(addresses),
-            Request::Compare { policy, answer } => {
-                Job::Compare { policy, walk, changed: Vec::new(), answer }
+            Request::Names { address, answer } => {
+                return answer(self.engine.names_of(address, now));
+            }
+            Request::Ways { ways, proxies, answer } => {
+                self.set_ways(ways, proxies);
+                Job::Ways { walk, answer }
+            }
+            Request::Probe { proxy, fault, answer } => {
+                return self.probe(&proxy, fault, answer, now);
+            }
+            Request::Link(order) => return self.order(order),
+            Request::Own(addresses) => return self.set_host_addresses(addresses),
+            Request::Compare { policy, resolver, ways, answer } => {
+                Job::Compare { policy, resolver, ways, walk, changed: Vec::new(), answer }
             }
             Request::Flows { answer } => Job::Flows { walk, flows: Vec::new(), answer },
             Request::Kill { number, of, answer } => {
@@ -148,14 +191,26 @@ impl<D: Device> Driver<D> {
     /// Does one piece of a job; whether it was the last.
     fn piece(&mut self, job: &mut Job, now: Instant) -> bool {
         match job {
-            Job::Compare { policy, walk, changed, .. } => {
-                self.engine.compare(policy, walk, now, |flow, decision| {
-                    changed.push(Changed {
-                        flow,
-                        verdict: decision.verdict,
-                        rule: policy.rule_name(decision.rule).to_owned(),
-                    });
-                });
+            Job::Compare { policy, resolver, ways, walk, changed, .. } => {
+                self.engine.compare(
+                    policy,
+                    resolver.as_ref(),
+                    ways.as_deref(),
+                    walk,
+                    now,
+                    |flow, decision, moved| {
+                        changed.push(Changed {
+                            flow,
+                            moved,
+                            verdict: decision.verdict,
+                            rule: policy.rule_name(decision.rule).to_owned(),
+                        });
+                    },
+                );
+                walk.is_over()
+            }
+            Job::Ways { walk, .. } => {
+                self.engine.leave_links(walk, now, &mut self.sockets);
                 walk.is_over()
             }
             Job::Flows { walk, flows, .. } => {
@@ -191,6 +246,7 @@ impl Job {
         match self {
             Self::Compare { changed, answer, .. } => answer(changed),
             Self::Flows { flows, answer, .. } => answer(flows),
+            Self::Ways { answer, .. } => answer(()),
             Self::Kill { killed, answer, .. } => answer(killed),
             Self::Hits { hits, answer, .. } => answer(hits),
         }
@@ -208,6 +264,7 @@ impl std::fmt::Debug for Job {
         f.write_str(match self {
             Self::Compare { .. } => "Compare",
             Self::Flows { .. } => "Flows",
+            Self::Ways { .. } => "Ways",
             Self::Kill { .. } => "Kill",
             Self::Hits { .. } => "Hits",
         })

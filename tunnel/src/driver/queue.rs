@@ -47,7 +47,10 @@ impl Turns {
             Request::Reload(_)
             | Request::Status { .. }
             | Request::Learn { .. }
-            | Request::Name { .. }
+            | Request::Names { .. }
+            | Request::Ways { .. }
+            | Request::Probe { .. }
+            | Request::Link(_)
             | Request::Own(_) => return Ok(None),
         };
         let one_more = |taken| (taken < most).then_some(taken + 1);

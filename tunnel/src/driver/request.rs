@@ -12,7 +12,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use engine::policy::{Policy, Verdict};
-use engine::{Counters, Learned, Report, ResolverSet};
+use engine::{Counters, Cut, Learned, LinkId, Report, ResolverService, ResolverSet, WayId, Ways};
+
+use crate::egress::proxy::{Fault, Proxies, Proxy};
+use crate::link::wireguard::{Change, LinkError, LinkTotals, PeerHealth, Settings, State};
 
 /// Called once with the answer, on the shard's thread (for a reload that gave way to another
 /// before it began, on the other's asker's): hand it on and return.
@@ -26,6 +29,10 @@ pub enum Request {
     Compare {
         /// The policy to compare with.
         policy: Arc<Policy>,
+        /// Where our own resolver would answer; `None`: where it does.
+        resolver: Option<ResolverService>,
+        /// What would be known of each way out; `None`: what is.
+        ways: Option<Arc<Ways>>,
         /// One entry a flow whose verdict would be another.
         answer: Answer<Vec<Changed>>,
     },
@@ -48,12 +55,12 @@ pub enum Request {
         /// By the rule's name, as in reports.
         answer: Answer<Hits>,
     },
-    /// Which name would a flow to this address have, and which resolvers told of it?
-    Name {
+    /// Which names lead to this address, and which resolvers told of it?
+    Names {
         /// The destination.
         address: IpAddr,
-        /// `None`: nobody told.
-        answer: Answer<Option<(Arc<str>, ResolverSet)>>,
+        /// The one that a flow would have stands first.
+        answer: Answer<(Vec<Arc<str>>, ResolverSet)>,
     },
     /// What the shard is at.
     Status {
@@ -67,6 +74,27 @@ pub enum Request {
         /// The shard has it.
         answer: Answer<()>,
     },
+    /// What is known of each way out from now on. New flows choose by it; flows over a tunnel
+    /// that is gone or has another address are ended, and those over a proxy that is another one.
+    Ways {
+        /// All of them.
+        ways: Arc<Ways>,
+        /// The proxies among them.
+        proxies: Arc<Proxies>,
+        /// It is in force, and the flows have ended.
+        answer: Answer<()>,
+    },
+    /// Does that fault still speak against a proxy? It is asked for nothing.
+    Probe {
+        /// Whom.
+        proxy: Arc<Proxy>,
+        /// What it failed with.
+        fault: Fault,
+        /// Within some seconds. An error is what speaks against it now.
+        answer: Answer<Result<(), Fault>>,
+    },
+    /// A tunnel is to be there, to change, or to be told of.
+    Link(LinkOrder),
     /// This host's addresses beside the device's are these now. New flows count by them.
     Own(Vec<IpAddr>),
 }
@@ -75,7 +103,7 @@ pub enum Request {
 ///
 /// The shard begins with it at the start of its next turn, and before whatever it is asked
 /// after it. Live flows, those that came up to then too, are judged again on their kept facts,
-/// and exactly those whose verdict changed are cut. Answered when the last flow was judged.
+/// and exactly those whose verdict or resolver changed are cut. Answered when the last flow was judged.
 pub struct Reload {
     /// The policy. The one before is freed by whoever lets go of it last, which takes a
     /// while for a large one: hold it until this is answered, when the shard has let go.
@@ -84,15 +112,116 @@ pub struct Reload {
     pub generation: u64,
     /// What exceeds them now gives way as new flows come.
     pub limits: Limits,
+    /// Where our own resolver answers from then on; `None`: where it does. Flows that would lead
+    /// elsewhere by it are cut, too.
+    pub resolver: Option<ResolverService>,
+    /// What is known of each way out from then on, and the proxies among them; `None`: what was
+    /// known. Flows over a tunnel that is gone or has another address are cut, too, and those
+    /// over a proxy that is another one.
+    pub ways: Option<(Arc<Ways>, Arc<Proxies>)>,
     /// The flows that were cut, as they ended. Another reload that comes before the last
     /// flow was judged takes over: this one is answered then, with what it cut.
-    pub answer: Answer<Vec<Report>>,
+    pub answer: Answer<Vec<Cut>>,
 }
 
 impl fmt::Debug for Reload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Reload").field("generation", &self.generation).finish_non_exhaustive()
     }
+}
+
+/// Called whenever the tunnel of that number has begun or ceased to be usable.
+pub type Told = Box<dyn Fn(LinkId) + Send>;
+
+/// An order about a tunnel, to the shard that has it: packets into it are that shard's alone.
+pub enum LinkOrder {
+    /// Open it, in the place of the one of that number.
+    Open {
+        /// Its number.
+        link: LinkId,
+        /// What it is to be.
+        settings: Box<Settings>,
+        /// It is there, and takes packets.
+        answer: Answer<Result<(), LinkError>>,
+    },
+    /// Close it. Tell of it by [`Request::Ways`] before.
+    Close {
+        /// Its number.
+        link: LinkId,
+    },
+    /// Change it.
+    Change {
+        /// Its number.
+        link: LinkId,
+        /// What is to be different.
+        change: Box<Change>,
+        /// It is.
+        answer: Answer<Result<(), LinkFailure>>,
+    },
+    /// Open its sockets anew: the path has changed, or the host has slept.
+    Rebind {
+        /// Its number.
+        link: LinkId,
+        /// It has.
+        answer: Answer<Result<(), LinkFailure>>,
+    },
+    /// Close its sockets: another tunnel is to have its port. What is sent into it is lost until
+    /// it is told to open them anew.
+    Release {
+        /// Its number.
+        link: LinkId,
+    },
+    /// Ask every peer of it for a new session. What comes of it shows in its health: where it
+    /// was not usable, within a round trip that it is; else within 3 s that it is not.
+    Probe {
+        /// Its number. Where there is no such tunnel nothing happens.
+        link: LinkId,
+    },
+    /// Tell what it is.
+    State {
+        /// Its number.
+        link: LinkId,
+        /// `None`: there is no such tunnel.
+        answer: Answer<Option<(State, LinkTotals)>>,
+    },
+    /// Tell how the peers of all tunnels fare.
+    Health {
+        /// By the tunnels' numbers.
+        answer: Answer<Vec<(LinkId, Vec<PeerHealth>)>>,
+    },
+    /// From now on say when a tunnel is no longer usable, or is again: [`LinkOrder::Health`]
+    /// tells how then.
+    Watch {
+        /// Called on the shard's thread: hand it on and return.
+        told: Told,
+    },
+}
+
+impl fmt::Debug for LinkOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open { .. } => "Open",
+            Self::Close { .. } => "Close",
+            Self::Change { .. } => "Change",
+            Self::Rebind { .. } => "Rebind",
+            Self::Release { .. } => "Release",
+            Self::Probe { .. } => "Probe",
+            Self::State { .. } => "State",
+            Self::Health { .. } => "Health",
+            Self::Watch { .. } => "Watch",
+        })
+    }
+}
+
+/// Why an order about a tunnel was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LinkFailure {
+    /// The shard has no tunnel of that number.
+    #[error("there is no such tunnel")]
+    NoSuchLink,
+    /// The tunnel could not.
+    #[error(transparent)]
+    Link(#[from] LinkError),
 }
 
 /// What a shard may use.
@@ -112,10 +241,13 @@ impl fmt::Debug for Request {
             Self::Flows { .. } => "Flows",
             Self::Kill { .. } => "Kill",
             Self::Hits { .. } => "Hits",
-            Self::Name { .. } => "Name",
+            Self::Names { .. } => "Names",
             Self::Status { .. } => "Status",
             Self::Learn { .. } => "Learn",
             Self::Own(_) => "Own",
+            Self::Ways { .. } => "Ways",
+            Self::Probe { .. } => "Probe",
+            Self::Link(_) => "Link",
         })
     }
 }
@@ -129,6 +261,8 @@ pub struct Changed {
     pub verdict: Verdict,
     /// By which rule.
     pub rule: String,
+    /// The way out that it would take, where that is another.
+    pub moved: Option<WayId>,
 }
 
 /// What became of an order to end a flow.

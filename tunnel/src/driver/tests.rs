@@ -1,5 +1,6 @@
 //! A whole shard in a namespace: real sockets and routes, the app's side played by hand.
 
+mod links;
 mod service;
 
 use std::io::{self, Read, Write};
@@ -9,7 +10,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::{JoinHandle, sleep, spawn};
 
 use engine::policy::{NoEnvironment, Policy, Source, Verdict};
-use engine::{Config, Own, Reason, Services, Stage};
+use engine::{Config, Cut, Own, Reason, Services, Stage};
 
 use super::*;
 use crate::device::memory::App;
@@ -164,13 +165,22 @@ impl Shard {
         self.get(|answer| Request::Status { answer })
     }
 
-    fn reload(&self, rules: &str, generation: u64) -> Receiver<Vec<Report>> {
+    fn reload(&self, rules: &str, generation: u64) -> Receiver<Vec<Cut>> {
         self.reload_with(rules, generation, LIMITS)
     }
 
-    fn reload_with(&self, rules: &str, generation: u64, limits: Limits) -> Receiver<Vec<Report>> {
+    fn reload_with(&self, rules: &str, generation: u64, limits: Limits) -> Receiver<Vec<Cut>> {
         let policy = policy(rules);
-        self.ask(|answer| Request::Reload(Reload { policy, generation, limits, answer }))
+        self.ask(|answer| {
+            Request::Reload(Reload {
+                policy,
+                generation,
+                limits,
+                resolver: None,
+                ways: None,
+                answer,
+            })
+        })
     }
 
     fn kill(&self, number: u64, of: Option<u32>) -> Killed {
@@ -233,7 +243,7 @@ impl Shard {
         let reports = self.reports.iter();
         let reports = reports.inspect(|(shard, _)| assert_eq!(*shard, 3)).map(|(_, r)| r).collect();
         let counters = &totals.engine;
-        let outcomes = counters.to_app + counters.to_egress + counters.held;
+        let outcomes = counters.to_app + counters.to_egress + counters.to_link + counters.held;
         assert_eq!(outcomes + counters.dropped.iter().sum::<u64>(), counters.packets_in);
         (totals, reports)
     }
@@ -369,7 +379,12 @@ fn a_reload_cuts_the_blocked_and_the_others_bytes_go_on() {
         assert!(status.memory > 0 && status.flows_opened == 402 && status.older == 0);
 
         let rules = "block to 192.0.2.2 id b\nallow tcp id second";
-        let changed = shard.get(|answer| Request::Compare { policy: policy(rules), answer });
+        let changed = shard.get(|answer| Request::Compare {
+            policy: policy(rules),
+            resolver: None,
+            ways: None,
+            answer,
+        });
         assert_eq!(changed.len(), 401);
         assert!(changed.iter().all(|c| (c.verdict, &*c.rule) == (Verdict::Block, "b")));
         goes.echo(&mut shard);
@@ -379,7 +394,7 @@ fn a_reload_cuts_the_blocked_and_the_others_bytes_go_on() {
         let cut = answer.recv_timeout(PATIENCE).unwrap();
         stays.echo(&mut shard);
         assert_eq!(cut.len(), 401);
-        for report in &cut {
+        for Cut { flow: report, .. } in &cut {
             assert_eq!((report.reason, report.generation), (Some(Reason::PolicyChanged), 2));
             assert_eq!(report.rule.as_deref(), Some("b"));
         }
@@ -450,7 +465,8 @@ fn the_newest_of_two_reloads_counts() {
         let later = shard.reload("block to 192.0.2.2", 3);
         let (earlier, later) =
             (earlier.recv_timeout(PATIENCE).unwrap(), later.recv_timeout(PATIENCE).unwrap());
-        let both: Vec<u16> = earlier.iter().chain(&later).map(|r| r.client.port()).collect();
+        let both: Vec<u16> =
+            earlier.iter().chain(&later).map(|cut| cut.flow.client.port()).collect();
         // The first may have run to its end before the second came; `a` is judged anew then.
         assert!(both == [1001] || both == [1000, 1001], "{both:?}");
         shard.echo(1000, a);
@@ -610,6 +626,82 @@ fn an_app_that_chose_an_address_leaves_with_it() {
         flow.established(&mut shard);
         assert_eq!(accepts.recv_timeout(PATIENCE).unwrap().ip(), other);
         shard.stop();
+    });
+}
+
+/// Datagrams of one batch leave as one message where they can be.
+#[test]
+fn datagrams_of_a_batch_arrive_as_they_were() {
+    namespace::within(SETUP, || {
+        let shard = Shard::start("", Own::Every);
+        let far = [A, B].map(|ip| UdpSocket::bind((ip, 0)).unwrap());
+        let to = [0, 1].map(|n| match far[n].local_addr().unwrap() {
+            SocketAddr::V4(address) => address,
+            SocketAddr::V6(_) => unreachable!(),
+        });
+        let take = |n: usize| {
+            far[n].set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut buffer = [0; 2048];
+            let length = far[n].recv(&mut buffer).unwrap();
+            buffer[..length].to_vec()
+        };
+        for n in [0, 1] {
+            shard.datagram(1000, to[n], b"first");
+            assert_eq!(take(n), b"first");
+        }
+        let mut expected = [Vec::new(), Vec::new()];
+        let go = hold_up(&shard);
+        let lengths = [1400, 1400, 1400, 20, 1400, 0, 7, 7, 7, 8, 8, 1, 1];
+        for (number, length) in lengths.into_iter().cycle().take(60).enumerate() {
+            // Runs of each, and each in turn.
+            let n = if number < 40 { number / 20 } else { number % 2 };
+            let payload = vec![number as u8; length];
+            shard.datagram(1000, to[n], &payload);
+            expected[n].push(payload);
+        }
+        drop(go);
+        for (n, expected) in expected.into_iter().enumerate() {
+            for (number, payload) in expected.into_iter().enumerate() {
+                assert_eq!(take(n), payload, "{number} to {n}");
+            }
+        }
+        let status = shard.status();
+        assert_eq!((status.flows, status.panics), (2, 0));
+        shard.stop();
+    });
+}
+
+/// They were counted as sent when they were read.
+#[test]
+fn datagrams_of_a_batch_that_do_not_leave_are_told_and_not_counted() {
+    namespace::within(SETUP, || {
+        let mut shard = Shard::start("", Own::Every);
+        let (good, bad) = (udp_server(A), udp_server(Ipv4Addr::new(192, 0, 2, 3)));
+        shard.echo(1000, good);
+        shard.echo(1000, bad);
+        namespace::run("ip addr del 192.0.2.3/32 dev lo");
+        namespace::run("ip route add prohibit 192.0.2.3/32");
+        let go = hold_up(&shard);
+        for _ in 0..5 {
+            shard.datagram(1000, bad, b"stays here");
+        }
+        shard.datagram(1000, good, b"goes");
+        drop(go);
+        let (mut answers, mut errors) = (0, 0);
+        while (answers, errors) != (1, 1) {
+            let packet = shard.receive(1000);
+            match packet[9] {
+                17 => answers += usize::from(packet[28..] == *b"goes"),
+                _ => errors += usize::from(packet[20] == 3),
+            }
+        }
+        let (totals, reports) = shard.stop();
+        assert_eq!((totals.engine.to_egress, totals.engine.to_app), (1, 5));
+        let sent = |far: SocketAddrV4| {
+            let of = |report: &&Report| report.destination == SocketAddr::V4(far);
+            reports.iter().rfind(of).map(|report| report.sent)
+        };
+        assert_eq!((sent(bad), sent(good)), (Some(14), Some(18)));
     });
 }
 

@@ -1,5 +1,7 @@
 //! Datagram sockets: a mapping's UDP socket, a flow's echo socket.
 //!
+//! What a mapping sends waits for the end of the batch ([`run`](super::run)).
+//!
 //! Both are edge-triggered and read until they are empty or their turn is over; a socket
 //! whose turn was cut short is read again in the next turn without a new edge.
 
@@ -7,26 +9,47 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
-use engine::{Datagram, Egress, Engine, FlowId, Input, Instant, MappingId, Unsent, Way};
+use engine::{
+    Datagram, Dropped, Egress, Engine, Failure, FlowId, Input, Instant, MappingId, Unsent, Way,
+};
 use rustix::event::epoll;
 use rustix::io::Errno;
 
 use crate::device::{Device, MAX_PACKET};
+use crate::egress::association::Association;
 use crate::egress::echo::Echo;
 use crate::egress::error::{EgressError, failure};
 use crate::egress::message::SendError;
 use crate::egress::pin::Pin;
+use crate::egress::proxy::{PATIENCE, Talk, relay, unreachable};
+use crate::egress::run::{Run, Towards, UnsentRun};
 use crate::egress::udp::Mapping;
-use crate::egress::{Sockets, Tag};
+use crate::egress::{Sockets, Tag, carried};
 
 /// Datagrams read from one socket before others have their turn.
 const TURN: usize = 64;
 
+/// What carries a mapping's datagrams.
+#[derive(Debug)]
+enum Outlet {
+    Direct(Mapping),
+    Proxied(Box<Association>),
+}
+
 /// The datagram sockets of a shard.
 #[derive(Debug)]
 pub(crate) struct Datagrams {
-    mappings: Vec<Option<Mapping>>,
+    mappings: Vec<Option<Outlet>>,
+    /// Associations in the order in which they began, each with the end of its patience.
+    talks: VecDeque<(Instant, MappingId)>,
+    /// Associations whose relay refuses datagrams.
+    refused: Vec<MappingId>,
+    next_serial: u32,
     echoes: Vec<Option<(FlowId, Echo)>>,
+    /// Datagrams that leave at the end of the batch.
+    run: Run,
+    /// What did not leave since [`Sockets::next_unsent`] gave nothing.
+    unsent: Vec<UnsentRun>,
     /// Sockets whose turn was cut short.
     waiting: VecDeque<Tag>,
     /// `Some` but while it is lent; a panic takes it along.
@@ -37,10 +60,61 @@ impl Datagrams {
     pub(crate) fn new() -> Self {
         Self {
             mappings: Vec::new(),
+            talks: VecDeque::new(),
+            refused: Vec::new(),
+            next_serial: 0,
             echoes: Vec::new(),
+            run: Run::new(),
+            unsent: Vec::new(),
             waiting: VecDeque::new(),
             buffer: Some(buffer()),
         }
+    }
+
+    /// Sends a message of a mapping at once.
+    fn send(
+        &mut self,
+        mapping: MappingId,
+        far: SocketAddr,
+        datagram: Datagram<'_>,
+    ) -> Result<(), Unsent> {
+        match self.outlet(mapping) {
+            Some(outlet) => outlet.send(far, datagram),
+            None => Err(Unsent::Full),
+        }
+    }
+
+    /// Sends what waits.
+    fn flush(&mut self) {
+        let Self { run, mappings, .. } = self;
+        let Some((Towards { mapping, far, dont_fragment }, payload, segment)) = run.waiting()
+        else {
+            return;
+        };
+        let why = match mappings.get_mut(mapping.slot()).and_then(Option::as_mut) {
+            Some(outlet) => {
+                let datagram = Datagram { payload, segment, dont_fragment, may_wait: false };
+                outlet.send(far, datagram).err()
+            }
+            None => Some(Unsent::Full),
+        };
+        self.unsent.extend(self.run.clear(why));
+    }
+
+    /// When some association may have run out of patience.
+    pub(super) fn next_talk(&self) -> Option<Instant> {
+        self.talks.front().map(|(end, _)| *end)
+    }
+
+    fn place(&mut self, mapping: MappingId) -> &mut Option<Outlet> {
+        if self.mappings.len() <= mapping.slot() {
+            self.mappings.resize_with(mapping.slot() + 1, || None);
+        }
+        &mut self.mappings[mapping.slot()]
+    }
+
+    fn outlet(&mut self, mapping: MappingId) -> Option<&mut Outlet> {
+        self.mappings.get_mut(mapping.slot())?.as_mut()
     }
 
     fn echo(&mut self, id: FlowId) -> Option<&mut Echo> {
@@ -62,11 +136,8 @@ impl<D: Device> Sockets<D> {
         device: u32,
         mark: Option<u32>,
     ) -> Option<Input> {
-        let mappings = &mut self.datagrams.mappings;
-        if mappings.len() <= mapping.slot() {
-            mappings.resize_with(mapping.slot() + 1, || None);
-        }
-        if mappings[mapping.slot()].is_none() {
+        let place = self.datagrams.place(mapping);
+        if place.is_none() {
             let pin = Pin { source: source(egress, far.ip()), device: Some(device), mark };
             let socket = match Mapping::open(far.ip(), &pin) {
                 Ok(socket) => socket,
@@ -76,14 +147,104 @@ impl<D: Device> Sockets<D> {
             if let Err(errno) = epoll::add(epoll, &socket, tag, edges()) {
                 return Some(Input::Failed(id, failure(errno, 0)));
             }
-            mappings[mapping.slot()] = Some(socket);
+            *place = Some(Outlet::Direct(socket));
         }
-        let port = mappings[mapping.slot()].as_ref().and_then(|m| m.local_addr().ok());
-        Some(Input::Bound(id, port.map_or(0, |address| address.port())))
+        let socket = place.as_ref().and_then(Outlet::socket);
+        Some(Input::Bound(id, socket.map_or(0, port)))
+    }
+
+    /// The association of a mapping.
+    pub(crate) fn association(&mut self, mapping: MappingId) -> Option<&mut Association> {
+        match self.datagrams.outlet(mapping)? {
+            Outlet::Proxied(association) => Some(association),
+            Outlet::Direct(_) => None,
+        }
+    }
+
+    /// Begins a mapping's association: connects to the proxy.
+    pub(crate) fn begin_association(
+        &mut self,
+        epoll: impl AsFd,
+        mapping: MappingId,
+        talk: Talk,
+        egress: Egress,
+        pin: &Pin,
+        now: Instant,
+    ) -> Result<(), Failure> {
+        let (serial, until) = (self.datagrams.next_serial, now + PATIENCE);
+        self.datagrams.next_serial = (serial + 1) & Tag::LAST_SERIAL;
+        let tag = Tag::Control(mapping.slot() as u32, serial);
+        let control = match carried(epoll, tag, talk.proxy().address, pin) {
+            Ok(control) => control,
+            Err(failure) => {
+                talk.note(Err(unreachable(failure)));
+                return Err(failure);
+            }
+        };
+        let association = Association::begin(talk, control, egress, serial, until);
+        self.datagrams.talks.push_back((until, mapping));
+        *self.datagrams.place(mapping) = Some(Outlet::Proxied(Box::new(association)));
+        Ok(())
+    }
+
+    /// Opens the socket to the relay of a mapping's proxy: its port, and who wait for it.
+    pub(crate) fn open_relay(
+        &mut self,
+        epoll: impl AsFd,
+        mapping: MappingId,
+        relay: SocketAddr,
+        device: u32,
+        mark: Option<u32>,
+    ) -> Result<(u16, Vec<FlowId>), Failure> {
+        let Some(association) = self.association(mapping) else { return Ok((0, Vec::new())) };
+        let source = Some(association.egress().address);
+        let pin = Pin { source, device: Some(device), mark };
+        let port = association.open(relay, &pin).map_err(|error| error.failure(0))?;
+        let control = Tag::Control(mapping.slot() as u32, association.serial()).data();
+        // Its end alone is of interest from here on.
+        let ends = epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        if let Some(fd) = association.control() {
+            epoll::modify(&epoll, fd, control, ends).map_err(|errno| failure(errno, 0))?;
+        }
+        let tag = Tag::Mapping(mapping.slot() as u32).data();
+        if let Some(socket) = association.relay() {
+            epoll::add(&epoll, socket, tag, edges()).map_err(|errno| failure(errno, 0))?;
+        }
+        Ok((port, association.members().to_vec()))
+    }
+
+    /// Takes a mapping's association out: its connections are closed with it.
+    pub(crate) fn take_association(&mut self, mapping: MappingId) -> Option<Association> {
+        self.datagrams.flush();
+        let place = self.datagrams.mappings.get_mut(mapping.slot())?;
+        match place.take() {
+            Some(Outlet::Proxied(association)) => Some(*association),
+            other => {
+                *place = other;
+                None
+            }
+        }
+    }
+
+    /// The next association whose proxy has not done its part in time.
+    pub(crate) fn silent_association(&mut self, now: Instant) -> Option<MappingId> {
+        while self.datagrams.next_talk().is_some_and(|end| end <= now) {
+            let (end, mapping) = self.datagrams.talks.pop_front()?;
+            if self.association(mapping).is_some_and(|it| it.until() == Some(end)) {
+                return Some(mapping);
+            }
+        }
+        None
+    }
+
+    /// The next association whose relay refuses datagrams.
+    pub(crate) fn refused_relay(&mut self) -> Option<MappingId> {
+        self.datagrams.refused.pop()
     }
 
     /// Closes a mapping's socket.
     pub(crate) fn unbind(&mut self, mapping: MappingId) {
+        self.datagrams.flush();
         if let Some(socket) = self.datagrams.mappings.get_mut(mapping.slot()) {
             *socket = None;
         }
@@ -123,25 +284,36 @@ impl<D: Device> Sockets<D> {
     }
 
     pub(crate) fn send(&mut self, way: Way, datagram: Datagram<'_>) -> Result<(), Unsent> {
-        let Datagram { payload, segment, dont_fragment } = datagram;
-        let sent = match way {
+        let Datagram { payload, segment, dont_fragment, may_wait } = datagram;
+        match way {
             Way::Mapping(mapping, far) => {
-                let socket = self.datagrams.mappings.get_mut(mapping.slot());
-                match socket.and_then(Option::as_mut) {
-                    Some(socket) => socket.send(far, payload, segment, dont_fragment),
-                    None => return Err(Unsent::Full),
+                let may_wait = may_wait && segment.is_none();
+                let towards = Towards { mapping, far, dont_fragment };
+                if may_wait && self.datagrams.run.takes(towards, payload) {
+                    return Ok(());
                 }
+                self.datagrams.flush();
+                if may_wait && self.datagrams.run.takes(towards, payload) {
+                    return Ok(());
+                }
+                self.datagrams.send(mapping, far, datagram)
             }
             Way::Echo(id, sequence) => match self.datagrams.echo(id) {
-                Some(echo) => echo.send(sequence, payload, dont_fragment),
-                None => return Err(Unsent::Full),
+                Some(echo) => echo.send(sequence, payload, dont_fragment).map_err(unsent),
+                None => Err(Unsent::Full),
             },
-            Way::Service(_) => return Err(Unsent::Full),
-        };
-        sent.map_err(|error| match error {
-            SendError::WouldBlock => Unsent::Full,
-            SendError::Failed(failure) => Unsent::Failed(failure),
-        })
+            Way::Service(_) => Err(Unsent::Full),
+        }
+    }
+
+    /// Sends the datagrams that wait for the end of their batch.
+    pub(crate) fn flush_datagrams(&mut self) {
+        self.datagrams.flush();
+    }
+
+    /// What did not leave, though its [`send`](Self::send) said that it would.
+    pub(crate) fn next_unsent(&mut self) -> Option<UnsentRun> {
+        self.datagrams.unsent.pop()
     }
 
     /// Reads what a ready socket has for one turn.
@@ -150,7 +322,12 @@ impl<D: Device> Sockets<D> {
         let more = match tag {
             Tag::Mapping(slot) => self.read_mapping(slot, &mut buffer, engine, now),
             Tag::Echo(id) => self.read_echo(id, &mut buffer, engine, now),
-            Tag::Device | Tag::Wake | Tag::Stream(_) => false,
+            Tag::Device
+            | Tag::Wake
+            | Tag::Stream(_)
+            | Tag::Link(_)
+            | Tag::Probe(_)
+            | Tag::Control(..) => false,
         };
         self.datagrams.buffer = Some(buffer);
         if more {
@@ -184,14 +361,28 @@ impl<D: Device> Sockets<D> {
     ) -> bool {
         let mapping = MappingId::from_slot(slot);
         for _ in 0..TURN {
-            let socket = self.datagrams.mappings.get(mapping.slot()).and_then(Option::as_ref);
-            let Some(socket) = socket else { return false };
-            match socket.recv(buffer) {
-                Ok(received) => {
+            let Some(outlet) = self.datagrams.outlet(mapping) else { return false };
+            let relay = match outlet {
+                Outlet::Direct(_) => None,
+                Outlet::Proxied(association) => association.relay_address(),
+            };
+            let Some(socket) = outlet.socket() else { return false };
+            match (socket.recv(buffer), relay) {
+                (Ok(received), None) => {
                     let (payload, segment) = (&buffer[..received.len], received.segment);
                     engine.handle_datagram(mapping, received.from, payload, segment, now, self);
                 }
-                Err(Errno::AGAIN) => {
+                (Ok(received), Some(relay)) => {
+                    let from = received.from;
+                    // What came before the socket was the relay's alone.
+                    if (from.ip(), from.port()) != (relay.ip(), relay.port()) {
+                        engine.drop_reply(Dropped::Unsolicited);
+                        continue;
+                    }
+                    let arrived = &mut buffer[..received.len];
+                    self.unpack(mapping, arrived, received.segment, engine, now);
+                }
+                (Err(Errno::AGAIN), None) => {
                     while let Some(error) = self.mapping_error(mapping) {
                         let input =
                             Input::DatagramFailed(mapping, error.destination, error.failure);
@@ -199,15 +390,65 @@ impl<D: Device> Sockets<D> {
                     }
                     return false;
                 }
+                (Err(Errno::AGAIN), Some(_)) => {
+                    while let Some(error) = self.mapping_error(mapping) {
+                        // Whose datagram that was it does not say; what passes by itself the
+                        // app notices by itself.
+                        if error.failure == Failure::Refused {
+                            self.datagrams.refused.push(mapping);
+                        }
+                    }
+                    return false;
+                }
                 // A datagram that did not fit, or an error whose record tells more.
-                Err(_) => {}
+                (Err(_), _) => {}
             }
         }
         true
     }
 
-    fn mapping_error(&self, mapping: MappingId) -> Option<super::udp::UdpError> {
-        self.datagrams.mappings.get(mapping.slot())?.as_ref()?.error()
+    /// Gives the engine what has come from a proxy's relay, without the headers.
+    fn unpack(
+        &mut self,
+        mapping: MappingId,
+        arrived: &mut [u8],
+        segment: Option<u16>,
+        engine: &mut Engine,
+        now: Instant,
+    ) {
+        let step = segment.map_or(arrived.len(), usize::from);
+        let mut rest = arrived;
+        loop {
+            let (taken, cause) = match relay::take(rest, step) {
+                Err((cause, taken)) => (taken, Some(cause)),
+                Ok(run) => {
+                    let origin = relay::parse(&rest[..run.header]).map(|(origin, _)| origin);
+                    let far = origin.ok().and_then(|origin| {
+                        let awaits = |far| engine.awaits(mapping, far);
+                        self.association(mapping)?.far_of(origin, awaits)
+                    });
+                    match far {
+                        Some(far) => {
+                            let payload = &rest[run.payload];
+                            engine.handle_datagram(mapping, far, payload, run.segment, now, self);
+                            (run.taken, None)
+                        }
+                        None => (run.taken, Some(Dropped::Unsolicited)),
+                    }
+                }
+            };
+            if let Some(cause) = cause {
+                engine.drop_reply(cause);
+            }
+            rest = &mut rest[taken..];
+            if rest.is_empty() {
+                return;
+            }
+        }
+    }
+
+    fn mapping_error(&mut self, mapping: MappingId) -> Option<super::udp::UdpError> {
+        self.datagrams.outlet(mapping)?.socket()?.error()
     }
 
     fn read_echo(
@@ -234,6 +475,37 @@ impl<D: Device> Sockets<D> {
         }
         true
     }
+}
+
+fn unsent(error: SendError) -> Unsent {
+    match error {
+        SendError::WouldBlock => Unsent::Full,
+        SendError::Failed(failure) => Unsent::Failed(failure),
+    }
+}
+
+impl Outlet {
+    fn send(&mut self, far: SocketAddr, datagram: Datagram<'_>) -> Result<(), Unsent> {
+        let Datagram { payload, segment, dont_fragment, may_wait: _ } = datagram;
+        match self {
+            Self::Direct(socket) => {
+                socket.send(far, payload, segment, dont_fragment).map_err(unsent)
+            }
+            Self::Proxied(association) => association.send(far, datagram),
+        }
+    }
+
+    /// The socket that datagrams leave by, once there is one.
+    fn socket(&self) -> Option<&Mapping> {
+        match self {
+            Self::Direct(socket) => Some(socket),
+            Self::Proxied(association) => association.relay(),
+        }
+    }
+}
+
+fn port(socket: &Mapping) -> u16 {
+    socket.local_addr().map_or(0, |address| address.port())
 }
 
 fn buffer() -> Box<[u8]> {

@@ -109,6 +109,20 @@ pub fn failure(errno: Errno, mtu: u16) -> Failure {
     }
 }
 
+/// The errno of a failure, for our own sockets that are none of the kernel's.
+pub fn errno(failure: Failure) -> Errno {
+    match failure {
+        Failure::Refused => Errno::CONNREFUSED,
+        Failure::Reset => Errno::CONNRESET,
+        Failure::NetUnreachable => Errno::NETUNREACH,
+        Failure::HostUnreachable => Errno::HOSTUNREACH,
+        Failure::Prohibited => Errno::ACCESS,
+        Failure::TimedOut => Errno::TIMEDOUT,
+        Failure::TooBig { .. } => Errno::MSGSIZE,
+        Failure::Exhausted => Errno::NOBUFS,
+    }
+}
+
 /// An ICMP or ICMPv6 message as the error queue of a socket tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IcmpError {
@@ -216,6 +230,7 @@ mod tests {
         ];
         for (errno, expected) in cases {
             assert_eq!(failure(errno, 1400), expected, "{errno}");
+            assert_eq!(failure(super::errno(expected), 1400), expected, "{expected:?}, and back");
         }
     }
 

@@ -57,10 +57,10 @@ pub struct Received {
 
 /// An ICMP error for a message that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Reported {
+pub(crate) struct Reported {
     /// Whom the message was for.
-    pub(super) destination: SocketAddr,
-    pub(super) failure: Failure,
+    pub(crate) destination: SocketAddr,
+    pub(crate) failure: Failure,
     pub(super) icmp: IcmpError,
     /// Bytes of the message that the error quotes, in the caller's buffer.
     pub(super) quoted: usize,
@@ -95,6 +95,11 @@ impl MessageSocket {
 
     pub(super) fn socket(&self) -> &Socket {
         &self.socket
+    }
+
+    /// Has the kernel take messages of that peer alone.
+    pub(super) fn connect(&self, peer: SocketAddr) -> Result<(), EgressError> {
+        self.pin.connect(&self.socket, peer)
     }
 
     /// Sends one message made of `parts`, or with `segment` as many as it takes.
@@ -160,35 +165,7 @@ impl MessageSocket {
 
     /// Takes the oldest ICMP error, until `None`.
     pub(super) fn reported(&self, quoted: &mut [u8]) -> Option<Reported> {
-        loop {
-            let mut record = None;
-            let flags = libc::MSG_ERRQUEUE;
-            let arrived =
-                receive_message(self.socket.as_fd(), quoted, flags, |level, kind, value| {
-                    if matches!(
-                        (level, kind),
-                        (libc::IPPROTO_IP, libc::IP_RECVERR)
-                            | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
-                    ) {
-                        record = Record::parse(value);
-                    }
-                });
-            let arrived = match arrived {
-                Ok(arrived) => arrived,
-                Err(Errno::INTR) => continue,
-                Err(_) => return None,
-            };
-            let (Some(record), Some(destination)) = (record, arrived.from) else {
-                continue;
-            };
-            let Origin::Icmp(icmp) = record.origin else {
-                continue;
-            };
-            let Some(failure) = icmp.failure(record.info) else {
-                continue;
-            };
-            return Some(Reported { destination, failure, icmp, quoted: arrived.len });
-        }
+        reported(self.socket.as_fd(), quoted)
     }
 
     fn set_dont_fragment(&mut self, dont_fragment: bool) -> Result<(), Errno> {
@@ -226,6 +203,37 @@ impl MessageSocket {
         };
         // RFC 791 and RFC 8200 5: what every path carries.
         ask().unwrap_or(if self.v6 { 1280 } else { 576 })
+    }
+}
+
+/// Takes the oldest ICMP error out of a socket's error queue, until `None`.
+pub(crate) fn reported(socket: BorrowedFd<'_>, quoted: &mut [u8]) -> Option<Reported> {
+    loop {
+        let mut record = None;
+        let flags = libc::MSG_ERRQUEUE;
+        let arrived = receive_message(socket, quoted, flags, |level, kind, value| {
+            if matches!(
+                (level, kind),
+                (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
+            ) {
+                record = Record::parse(value);
+            }
+        });
+        let arrived = match arrived {
+            Ok(arrived) => arrived,
+            Err(Errno::INTR) => continue,
+            Err(_) => return None,
+        };
+        let (Some(record), Some(destination)) = (record, arrived.from) else {
+            continue;
+        };
+        let Origin::Icmp(icmp) = record.origin else {
+            continue;
+        };
+        let Some(failure) = icmp.failure(record.info) else {
+            continue;
+        };
+        return Some(Reported { destination, failure, icmp, quoted: arrived.len });
     }
 }
 

@@ -1,6 +1,6 @@
 //! The sink: packets to the device, datagrams to the sockets.
 
-use engine::{Datagram, Failure, Meta, Sink, Unsent, Way};
+use engine::{Arrived, Datagram, Failure, LinkId, LinkPort, Meta, Sink, Unsent, Way};
 
 use crate::device::{Device, MAX_PACKET, TxOffload};
 use crate::egress::Sockets;
@@ -16,6 +16,16 @@ pub(crate) struct Port<D> {
 impl<D: Device> Port<D> {
     pub(crate) fn new(device: D) -> Self {
         Self { device, buffer: vec![0; MAX_PACKET].into_boxed_slice(), device_errors: 0 }
+    }
+}
+
+impl<D: Device> Port<D> {
+    /// Writes a packet that came out of a tunnel, from where it lies.
+    pub(crate) fn deliver(&mut self, headers: &[u8], payload: &[&[u8]], meta: Meta) {
+        let offload = TxOffload { gso_size: meta.segment, checksum_partial: meta.partial_checksum };
+        if self.device.write_parts(headers, payload, offload).is_err() {
+            self.device_errors += 1;
+        }
     }
 }
 
@@ -35,5 +45,19 @@ impl<D: Device> Sink for Sockets<D> {
             (Way::Service(_), None) => Err(Unsent::Failed(Failure::Refused)),
             (Way::Mapping(..) | Way::Echo(..), _) => self.send(way, datagram),
         }
+    }
+
+    fn to_link(
+        &mut self,
+        link: LinkId,
+        headers: &[u8],
+        payload: &[u8],
+        meta: Meta,
+    ) -> Result<(), Unsent> {
+        self.links.send(link, headers, payload, meta)
+    }
+
+    fn to_netstack(&mut self, port: LinkPort, arrived: Arrived) {
+        self.netstack.arrive(port, arrived);
     }
 }

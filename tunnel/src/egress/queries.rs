@@ -68,7 +68,9 @@ mod tests {
                 (a, b"", None),
                 (a, b"whole", Some(0)),
             ] {
-                queries.push(id, Datagram { payload, segment, dont_fragment: false }).unwrap();
+                queries
+                    .push(id, Datagram { payload, segment, dont_fragment: false, may_wait: false })
+                    .unwrap();
             }
             let mut all = Vec::new();
             while let Some(id) = queries.next(&mut query) {

@@ -15,16 +15,29 @@ pub(crate) enum Tag {
     Echo(FlowId),
     /// A mapping's place in the engine's table.
     Mapping(u32),
+    /// A tunnel's socket, by the tunnel's number.
+    Link(u8),
+    /// A probe of a proxy, by its number.
+    Probe(u32),
+    /// The connection to a proxy that a mapping's datagrams need: the mapping's place, and which
+    /// of those that were there.
+    Control(u32, u32),
 }
 
+const CONTROL: u64 = 0;
 const STREAM: u64 = 1 << 62;
 const ECHO: u64 = 2 << 62;
 const OTHER: u64 = 3 << 62;
 const KIND: u64 = 3 << 62;
 const DEVICE: u64 = OTHER | 1 << 32;
 const WAKE: u64 = OTHER | 2 << 32;
+const LINK: u64 = OTHER | 3 << 32;
+const PROBE: u64 = OTHER | 4 << 32;
 
 impl Tag {
+    /// The highest serial of [`Tag::Control`].
+    pub(crate) const LAST_SERIAL: u32 = u32::MAX >> 2;
+
     pub(crate) fn data(self) -> EventData {
         EventData::new_u64(match self {
             Self::Device => DEVICE,
@@ -32,6 +45,11 @@ impl Tag {
             Self::Stream(id) => STREAM | id.to_bits() & !KIND,
             Self::Echo(id) => ECHO | id.to_bits() & !KIND,
             Self::Mapping(slot) => OTHER | u64::from(slot),
+            Self::Link(number) => LINK | u64::from(number),
+            Self::Probe(number) => PROBE | u64::from(number),
+            Self::Control(slot, serial) => {
+                CONTROL | (u64::from(serial) << 32 | u64::from(slot)) & !KIND
+            }
         })
     }
 
@@ -41,8 +59,11 @@ impl Tag {
         match bits & KIND {
             STREAM => Self::Stream(id),
             ECHO => Self::Echo(id),
+            CONTROL => Self::Control(bits as u32, (bits >> 32) as u32),
             _ if bits == DEVICE => Self::Device,
             _ if bits == WAKE => Self::Wake,
+            _ if bits & !0xff == LINK => Self::Link(bits as u8),
+            _ if bits & !0xffff_ffff == PROBE => Self::Probe(bits as u32),
             _ => Self::Mapping(bits as u32),
         }
     }
@@ -62,6 +83,12 @@ mod tests {
             Tag::Echo(id),
             Tag::Mapping(0),
             Tag::Mapping(u32::MAX),
+            Tag::Link(0),
+            Tag::Link(u8::MAX),
+            Tag::Probe(0),
+            Tag::Probe(u32::MAX),
+            Tag::Control(0, 0),
+            Tag::Control(u32::MAX, Tag::LAST_SERIAL),
         ] {
             assert_eq!(Tag::from_data(tag.data()), tag);
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
-use socket2::{Protocol, Socket, Type};
+use socket2::{Protocol, Socket, TcpKeepalive, Type};
 
 use super::error::{Call, EgressError};
 use super::pin::{Pin, at, ip_of};
@@ -55,6 +55,11 @@ impl Stream {
         rustix::net::recv(&self.socket, buf, RecvFlags::empty()).map(|(read, _)| read)
     }
 
+    /// Reads into `buf` what stays to be read.
+    pub fn peek(&self, buf: &mut [u8]) -> Result<usize, Errno> {
+        rustix::net::recv(&self.socket, buf, RecvFlags::PEEK).map(|(read, _)| read)
+    }
+
     /// Writes from `buf`, as much as fits.
     pub fn write(&self, buf: &[u8]) -> Result<usize, Errno> {
         rustix::net::send(&self.socket, buf, SendFlags::NOSIGNAL)
@@ -63,6 +68,15 @@ impl Stream {
     /// Ends our half with a FIN.
     pub fn shutdown_write(&self) -> io::Result<()> {
         self.socket.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Has the kernel find out within about a minute that the other side is gone without a word.
+    pub(crate) fn keep_alive(&self) -> io::Result<()> {
+        let often = TcpKeepalive::new()
+            .with_time(Duration::from_secs(30))
+            .with_interval(Duration::from_secs(10))
+            .with_retries(3);
+        self.socket.set_tcp_keepalive(&often)
     }
 
     /// Cuts the connection: an RST where it stood, nothing where the SYN was not answered.

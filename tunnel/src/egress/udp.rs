@@ -80,6 +80,30 @@ impl Mapping {
         sent.map_err(|errno| self.socket.send_error(errno, to))
     }
 
+    /// The same, with `header` in front of each datagram.
+    pub(crate) fn send_behind(
+        &mut self,
+        header: &[u8],
+        to: SocketAddr,
+        payload: &[u8],
+        segment: Option<u16>,
+        dont_fragment: bool,
+    ) -> Result<(), SendError> {
+        let sent = match segment.map(usize::from) {
+            Some(size) if size > 0 && payload.len() > size => {
+                self.send_segments_behind(header, to, payload, size, dont_fragment)
+            }
+            _ => self.send_one_behind(header, to, payload, dont_fragment),
+        };
+        sent.map_err(|errno| self.socket.send_error(errno, to))
+    }
+
+    /// Takes datagrams and errors of that peer alone from now on; what others sent before may
+    /// still be there.
+    pub(crate) fn only(&self, peer: SocketAddr) -> Result<(), EgressError> {
+        self.socket.connect(peer)
+    }
+
     /// Receives a datagram, or many of one size from one peer. `buf` should hold 65,535 bytes.
     /// `AGAIN` ends the turn; after any other error there may be more (`MSGSIZE`: one was too
     /// long for `buf` and is lost).
@@ -123,8 +147,58 @@ impl Mapping {
                 // No segmentation here, or not for this: one by one, which also tells the
                 // true cause.
                 Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::MSGSIZE) => {
+                    let mut failed = Ok(());
                     for datagram in datagrams.chunks(size) {
-                        self.send_one(to, datagram, dont_fragment)?;
+                        match self.send_one(to, datagram, dont_fragment) {
+                            Ok(()) => {}
+                            Err(errno @ (Errno::AGAIN | Errno::NOBUFS)) => return Err(errno),
+                            // A shorter one may fit.
+                            Err(errno) => failed = Err(errno),
+                        }
+                    }
+                    failed?;
+                }
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(())
+    }
+
+    fn send_one_behind(
+        &mut self,
+        header: &[u8],
+        to: SocketAddr,
+        payload: &[u8],
+        dont_fragment: bool,
+    ) -> Result<(), Errno> {
+        let parts = [IoSlice::new(header), IoSlice::new(payload)];
+        self.socket.send(to, &parts, None, dont_fragment)
+    }
+
+    fn send_segments_behind(
+        &mut self,
+        header: &[u8],
+        to: SocketAddr,
+        payload: &[u8],
+        size: usize,
+        dont_fragment: bool,
+    ) -> Result<(), Errno> {
+        let whole = header.len() + size;
+        let most = (MAX_BYTES / whole).clamp(1, MAX_SEGMENTS);
+        for datagrams in payload.chunks(size * most) {
+            let mut parts = [IoSlice::new(&[]); 2 * MAX_SEGMENTS];
+            let mut filled = 0;
+            for (pair, datagram) in parts.chunks_exact_mut(2).zip(datagrams.chunks(size)) {
+                pair.copy_from_slice(&[IoSlice::new(header), IoSlice::new(datagram)]);
+                filled += 2;
+            }
+            let segment = u16::try_from(whole).ok().filter(|_| filled > 2);
+            match self.socket.send(to, &parts[..filled], segment, dont_fragment) {
+                Ok(()) => {}
+                // As above.
+                Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::MSGSIZE) => {
+                    for datagram in datagrams.chunks(size) {
+                        self.send_one_behind(header, to, datagram, dont_fragment)?;
                     }
                 }
                 Err(errno) => return Err(errno),
@@ -141,9 +215,9 @@ impl AsFd for Mapping {
 }
 
 /// `UDP_MAX_SEGMENTS` of every kernel since 4.18 (128 since 6.9).
-const MAX_SEGMENTS: usize = 64;
+pub(super) const MAX_SEGMENTS: usize = 64;
 /// The longest payload of IPv4.
-const MAX_BYTES: usize = 65_507;
+pub(super) const MAX_BYTES: usize = 65_507;
 
 #[cfg(test)]
 mod tests {

@@ -51,8 +51,8 @@ pub enum Change {
     NftTable {
         /// Its text.
         ruleset: String,
-        /// The text that makes it one that tracks connections, while it is in force: see
-        /// [`Switch`](super::tracking::Switch). `None`: it does already.
+        /// The text of one that tracks connections, which keeps what the sets of this one hold:
+        /// see [`Host::track`](super::Host::track). `None`: it does already.
         tracking: Option<String>,
     },
     /// The table's sets of connections that are older than it, filled with what the kernel
@@ -97,6 +97,9 @@ pub enum Change {
         kept: PathBuf,
         /// Ours.
         text: String,
+        /// The directory of the lock of whoever takes it ([`Host::directory`](super::Host::directory)).
+        #[serde(default)]
+        holder: PathBuf,
     },
     /// A record of the program `resolvconf`.
     ResolvconfRecord {
@@ -116,14 +119,20 @@ impl Change {
         )
     }
 
-    /// Whether both give a value to one setting.
+    /// Whether both give a value to one thing, so that the later one alone is to be undone.
     pub(super) fn sets_the_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Sysctl { key, .. }, Self::Sysctl { key: other, .. }) => key == other,
             (Self::ReversePath { device, .. }, Self::ReversePath { device: other, .. }) => {
                 device.index == other.index
             }
-            (Self::LaterReversePath { .. }, Self::LaterReversePath { .. }) => true,
+            (Self::LaterReversePath { .. }, Self::LaterReversePath { .. })
+            | (Self::NftTable { .. }, Self::NftTable { .. }) => true,
+            (Self::ResolvConf { path, .. }, Self::ResolvConf { path: other, .. }) => path == other,
+            (
+                Self::ResolvconfRecord { record, .. },
+                Self::ResolvconfRecord { record: other, .. },
+            ) => record == other,
             _ => false,
         }
     }
@@ -259,9 +268,7 @@ pub fn changes(plan: &Plan, seen: &Seen) -> Vec<Change> {
             .map(|&address| Change::Address { device, address }),
     );
     let families = families(seen);
-    for &family in families {
-        changes.extend(routes(plan, family, device, family == Family::V4 || ipv6));
-    }
+    changes.extend(all_routes(plan, seen));
     for &family in families {
         changes.extend(rules(plan, family, seen));
     }
@@ -297,6 +304,14 @@ pub(super) fn sysctls(seen: &Seen) -> Vec<Change> {
             (before != value).then_some(Change::Sysctl { key, value, before })
         })
         .collect()
+}
+
+/// The table's routes of both IP versions.
+pub(super) fn all_routes(plan: &Plan, seen: &Seen) -> Vec<Change> {
+    let device = Device { name: plan.device, index: seen.index(plan.device).unwrap_or(0) };
+    let usable = |family| family == Family::V4 || seen.ipv6 == Ipv6::Usable;
+    let of = |&family: &Family| routes(plan, family, device, usable(family));
+    families(seen).iter().flat_map(of).collect()
 }
 
 /// The table's routes: for every captured prefix one into the device, and one that is left when
@@ -448,7 +463,7 @@ mod tests {
     fn seen(ipv6: Ipv6) -> Seen {
         let device = |name, index, port| {
             let name = DeviceName::new(name).unwrap();
-            SeenDevice { name, index, port }
+            SeenDevice { name, index, port, up: true, mtu: 1500 }
         };
         let settings = [
             ("ipv4/conf/all/rp_filter", "0"),

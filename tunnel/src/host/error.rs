@@ -137,6 +137,9 @@ pub enum Refusal {
     /// resolvconf said no.
     #[error("{0}")]
     Resolvconf(ResolvconfError),
+    /// Another daemon, whose lock is in this directory, has it.
+    #[error("another tunneld has it, whose lock is in {}", .0.display())]
+    Anothers(PathBuf),
 }
 
 impl From<Errno> for Refusal {
@@ -163,6 +166,9 @@ impl HostError {
         const NFT: &str = "apt install nftables";
         const ROOT: &str = "run tunneld as root";
         let refusal = |change: &Change, why: &Refusal| match why {
+            Refusal::Anothers(_) => Some(
+                "end the other one, or set `dns.takeover` to \"none\": one file can name one of them",
+            ),
             Refusal::Kernel(_) if matches!(change, Change::ResolvConf { .. }) => Some(
                 "make the file and its directory writable (`chattr -i` where it is immutable), \
                  or set `dns.takeover` to another way, or to \"none\"",
@@ -171,16 +177,15 @@ impl HostError {
             Refusal::Nft(NftError::Missing) => Some(NFT),
             Refusal::Kernel(Errno::PERM | Errno::ACCESS) => Some(ROOT),
             Refusal::Kernel(Errno::ROFS) => Some("make /proc/sys writable"),
-            Refusal::Kernel(_) | Refusal::Nft(NftError::Run(_) | NftError::Refused(_)) => None,
+            Refusal::Kernel(_)
+            | Refusal::Nft(NftError::Run(_) | NftError::Hangs | NftError::Refused(_)) => None,
         };
         match self {
             Self::Directory(_, Errno::PERM | Errno::ACCESS) | Self::NotPermitted => Some(ROOT),
             Self::OpenDirectory(_) => {
                 Some("set `control.socket` to a path below root's own, such as /run")
             }
-            Self::JournalElsewhere(_) => {
-                Some("run `tunneld cleanup` there; if it is gone, remove the file")
-            }
+            Self::JournalElsewhere(_) => Some("run `tunneld cleanup` there, or end what is in it"),
             Self::Running { .. } => Some("stop it first: by its service manager, or SIGTERM"),
             Self::JournalFormat { .. } => Some("put the host back with the version that wrote it"),
             Self::JournalLine { .. } => {
@@ -205,7 +210,7 @@ impl HostError {
             Self::Directory(..)
             | Self::Journal(..)
             | Self::Look(_)
-            | Self::Nft(NftError::Run(_) | NftError::Refused(_))
+            | Self::Nft(NftError::Run(_) | NftError::Hangs | NftError::Refused(_))
             | Self::Priority(_) => None,
         }
     }

@@ -4,7 +4,12 @@
 //!
 //! The first line names the journal's format, and where what follows was done: the boot and the
 //! network namespace. Changes do not outlive a boot, so a journal of another one has nothing to
-//! undo; one of another namespace is to be undone there, and kept. Every further line is one change. A line is written with
+//! undo; one of another namespace is to be undone there, and kept for that, unless that is gone and
+//! all changes with it. A namespace is gone when no thread is in it, and no descriptor and no
+//! mount holds it, as far as this process may look: into no container beside its own, and into no
+//! process with more capabilities. So the journal is not removed then, but stays as `journal.gone`.
+//!
+//! Every further line is one change. A line is written with
 //! one call before its change is made; a last line without its end was cut off by a crash, and
 //! its change never made. Changes that were undone are taken off by putting another file in its
 //! place.
@@ -16,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use tracing::info;
 
 use super::change::Change;
 use super::error::HostError;
@@ -48,6 +54,9 @@ struct Format {
 
 /// The format that this version writes, and the latest it reads.
 const FORMAT: u64 = 1;
+
+/// The extension of one whose network namespace is gone.
+const GONE: &str = "gone";
 
 /// The extension of the file that takes the journal's place, till it does.
 const NEXT: &str = "next";
@@ -107,7 +116,22 @@ impl Journal {
 pub(super) fn read(directory: &Path) -> Result<Vec<Change>, HostError> {
     let path = path(directory);
     match read_own(&path) {
-        Ok(bytes) => parse(&bytes, &Header::here(), &path),
+        Ok(bytes) => match parse(&bytes, &Header::here(), &path)? {
+            Left::Changes(changes) => Ok(changes),
+            Left::Elsewhere(namespace) if lives(namespace) => {
+                Err(HostError::JournalElsewhere(path))
+            }
+            Left::Elsewhere(_) => {
+                let gone = path.with_extension(GONE);
+                std::fs::rename(&path, &gone)
+                    .map_err(|error| HostError::Journal(path, errno(&error)))?;
+                info!(
+                    "an earlier daemon's network namespace is gone: its journal is {}",
+                    gone.display()
+                );
+                Ok(Vec::new())
+            }
+        },
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(HostError::Journal(path, errno(&error))),
     }
@@ -141,13 +165,22 @@ fn remove_file(path: &Path) -> Result<(), HostError> {
     }
 }
 
-fn parse(bytes: &[u8], here: &Header, path: &Path) -> Result<Vec<Change>, HostError> {
+/// What a journal holds.
+#[derive(Debug)]
+enum Left {
+    /// Changes that were made here.
+    Changes(Vec<Change>),
+    /// Changes of another network namespace.
+    Elsewhere(u64),
+}
+
+fn parse(bytes: &[u8], here: &Header, path: &Path) -> Result<Left, HostError> {
     let senseless = |line| HostError::JournalLine { path: path.to_owned(), line };
     // Behind the last line end is nothing, or what a crash left of a line.
     let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
     let mut lines = bytes[..whole].split_inclusive(|&byte| byte == b'\n');
     let Some(first) = lines.next() else {
-        return Ok(Vec::new());
+        return Ok(Left::Changes(Vec::new()));
     };
     let Format { journal: format } = serde_json::from_slice(first).map_err(|_| senseless(1))?;
     if format > FORMAT {
@@ -156,15 +189,37 @@ fn parse(bytes: &[u8], here: &Header, path: &Path) -> Result<Vec<Change>, HostEr
     }
     let header: Header = serde_json::from_slice(first).map_err(|_| senseless(1))?;
     if header.boot != here.boot {
-        return Ok(Vec::new());
+        return Ok(Left::Changes(Vec::new()));
     }
     if header.namespace != here.namespace {
-        return Err(HostError::JournalElsewhere(path.to_owned()));
+        return Ok(Left::Elsewhere(header.namespace));
     }
-    lines
+    let changes = lines
         .enumerate()
-        .map(|(at, line)| serde_json::from_slice(line).map_err(|_| senseless(at + 2)))
-        .collect()
+        .map(|(at, line)| serde_json::from_slice(line).map_err(|_| senseless(at + 2)));
+    changes.collect::<Result<_, _>>().map(Left::Changes)
+}
+
+/// Whether anything that can be seen holds a network namespace.
+fn lives(namespace: u64) -> bool {
+    let name = format!("net:[{namespace}]");
+    let is_it = |link: &Path| {
+        std::fs::read_link(link).is_ok_and(|target| target.as_os_str() == name.as_str())
+    };
+    let each = |directory: &Path, holds: &dyn Fn(&Path) -> bool| {
+        let entries = std::fs::read_dir(directory).into_iter().flatten();
+        entries.flatten().any(|entry| holds(&entry.path()))
+    };
+    let mounted = |process: &Path| {
+        let mounts = std::fs::read(process.join("mountinfo"));
+        mounts.is_ok_and(|mounts| String::from_utf8_lossy(&mounts).contains(&name))
+    };
+    // What is no process has none of the three.
+    each(Path::new("/proc"), &|process| {
+        each(&process.join("task"), &|task| is_it(&task.join("ns/net")))
+            || each(&process.join("fd"), &is_it)
+            || mounted(process)
+    })
 }
 
 impl Header {
@@ -185,6 +240,8 @@ fn errno(error: &std::io::Error) -> Errno {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -202,7 +259,7 @@ mod tests {
             ("a last line without its end", format!("{head}\n{change}\n{change}"), Ok(1)),
             ("half a line within", format!("{head}\n{}\n{change}\n", &change[..20]), Err("line 2")),
             ("another boot", format!("{}\n{change}\n", head.replace("\"b\"", "\"c\"")), Ok(0)),
-            ("another namespace", format!("{}\n{change}\n", head.replace('7', "8")), Err("another network namespace")),
+            ("another namespace", format!("{}\n{change}\n", head.replace('7', "8")), Err("elsewhere")),
             ("a later format", "{\"journal\":2}\n{\"change\":\"magic\"}\n".to_owned(), Err("format is 2")),
             ("a change of no known kind", format!("{head}\n{{\"change\":\"magic\"}}\n"), Err("line 2")),
             ("no journal at all", "hello\nworld\n".to_owned(), Err("line 1")),
@@ -210,13 +267,22 @@ mod tests {
         for (name, text, expected) in cases {
             let parsed = parse(text.as_bytes(), &here, Path::new("j"));
             match (parsed, expected) {
-                (Ok(changes), Ok(number)) => assert_eq!(changes.len(), number, "{name}"),
+                (Ok(Left::Changes(changes)), Ok(number)) => {
+                    assert_eq!(changes.len(), number, "{name}")
+                }
+                (Ok(Left::Elsewhere(8)), Err("elsewhere")) => {}
                 (Err(error), Err(part)) => {
                     assert!(error.to_string().contains(part), "{name}: {error}");
                 }
                 (parsed, _) => panic!("{name}: {parsed:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_namespace_lives_while_something_holds_it() {
+        assert!(lives(Header::here().namespace));
+        assert!(!lives(1));
     }
 
     #[test]
@@ -242,5 +308,31 @@ mod tests {
         remove(&directory).unwrap();
         // Neither of the two is left.
         std::fs::remove_dir(&directory).unwrap();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// A spoilt journal is refused or read; the changes before the spoilt line are what they were.
+        #[test]
+        fn no_bytes_make_it_panic(
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let here = Header { journal: 1, boot: "b".to_owned(), namespace: 7 };
+            let change = r#"{"change":"sysctl","key":"ipv4/x","value":"1","before":"0"}"#;
+            let text = format!("{{\"journal\":1,\"boot\":\"b\",\"namespace\":7}}\n{change}\n{change}\n");
+            let mut bytes = text.into_bytes();
+            for (at, byte) in edits {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            bytes.truncate(cut.index(bytes.len() + 1));
+            match parse(&bytes, &here, Path::new("j")) {
+                Ok(Left::Changes(changes)) => prop_assert!(changes.len() <= 2),
+                Ok(Left::Elsewhere(namespace)) => prop_assert_ne!(namespace, 7),
+                Err(error) => prop_assert!(error.to_string().contains('j')),
+            }
+        }
     }
 }

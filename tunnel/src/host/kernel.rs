@@ -174,42 +174,54 @@ pub(super) fn rule(rule: &Rule) -> RuleMessage {
     message
 }
 
+/// All rules.
+pub(super) fn rules(netlink: &mut Rtnetlink, family: Family) -> Result<Vec<RuleMessage>, Errno> {
+    let mut message = RuleMessage::default();
+    message.header.family = family.number();
+    let rules = netlink.list(&RouteNetlinkMessage::GetRule(message))?;
+    Ok(rules
+        .into_iter()
+        .filter_map(
+            |rule| if let RouteNetlinkMessage::NewRule(rule) = rule { Some(rule) } else { None },
+        )
+        .collect())
+}
+
+/// The routes of `table`.
+pub(super) fn routes(
+    netlink: &mut Rtnetlink,
+    family: Family,
+    table: u32,
+) -> Result<Vec<RouteMessage>, Errno> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family.number();
+    message.attributes = vec![RouteAttribute::Table(table)];
+    let routes = match netlink.list(&RouteNetlinkMessage::GetRoute(message)) {
+        // The table isn't there.
+        Err(Errno::NOENT) => return Ok(Vec::new()),
+        listed => listed?,
+    };
+    Ok(routes
+        .into_iter()
+        .filter_map(|route| {
+            if let RouteNetlinkMessage::NewRoute(route) = route { Some(route) } else { None }
+        })
+        // A kernel that doesn't filter lists all of them.
+        .filter(|route| route.attributes.contains(&RouteAttribute::Table(table)))
+        .collect())
+}
+
 /// Whether any rule has one of `priorities`, and which.
 pub(super) fn rule_at(
     netlink: &mut Rtnetlink,
     family: Family,
     priorities: [u32; 3],
 ) -> Result<Option<u32>, Errno> {
-    let mut message = RuleMessage::default();
-    message.header.family = family.number();
-    let rules = netlink.list(&RouteNetlinkMessage::GetRule(message))?;
-    Ok(rules.into_iter().find_map(|rule| {
-        let RouteNetlinkMessage::NewRule(rule) = rule else { return None };
+    Ok(rules(netlink, family)?.iter().find_map(|rule| {
         rule.attributes.iter().find_map(|attribute| {
             let RuleAttribute::Priority(priority) = attribute else { return None };
             priorities.contains(priority).then_some(*priority)
         })
-    }))
-}
-
-/// Whether there is a route in `table`.
-pub(super) fn table_is_used(
-    netlink: &mut Rtnetlink,
-    family: Family,
-    table: u32,
-) -> Result<bool, Errno> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family.number();
-    message.attributes = vec![RouteAttribute::Table(table)];
-    let routes = match netlink.list(&RouteNetlinkMessage::GetRoute(message)) {
-        // The table isn't there.
-        Err(Errno::NOENT) => return Ok(false),
-        listed => listed?,
-    };
-    // A kernel that doesn't filter lists all of them.
-    Ok(routes.into_iter().any(|route| {
-        let RouteNetlinkMessage::NewRoute(route) = route else { return false };
-        route.attributes.contains(&RouteAttribute::Table(table))
     }))
 }
 

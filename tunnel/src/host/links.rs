@@ -9,7 +9,8 @@
 //! Whoever sets `rp_filter` again (udev for a new device, `sysctl --system` for all of them) wants
 //! no less than at the start to have it that way when we are gone: it is the same change, with
 //! a later value to put back. A new device takes ours over from `default` unseen; when `default`
-//! is put back, so are those.
+//! is put back, so are those. One that was there at the start, was lent to another network
+//! namespace and has come back is a new device too, though it may have its index again.
 
 use std::collections::HashSet;
 
@@ -56,6 +57,8 @@ pub(super) fn bound_to(plan: &Plan, seen: &Seen) -> impl Iterator<Item = DeviceN
 pub(super) struct Due {
     /// Changes to be undone: their device is gone, or has another name.
     pub(super) gone: Vec<Change>,
+    /// What stands for a change that was made: it is undone in another way by now.
+    pub(super) renewed: Option<Change>,
     /// Changes to be made.
     pub(super) new: Vec<Change>,
 }
@@ -80,15 +83,26 @@ pub(super) fn due(plan: &Plan, seen: &Seen, applied: &[Change]) -> Due {
 
     let mut new = change::sysctls(seen);
     new.extend(reverse_paths(seen));
-    let had = applied.iter().find_map(known);
-    if let (Some(known), Some(had)) = (new.iter_mut().find_map(known_mut), had) {
+    let mut renewed = None;
+    let had = applied.iter().find_map(|change| Some((change, known(change)?)));
+    if let Some((change, had)) = had {
+        let still: Vec<u32> = had.iter().copied().filter(|index| there.contains(index)).collect();
+        if still.len() < had.len() {
+            let mut change = change.clone();
+            if let Some(known) = known_mut(&mut change) {
+                known.clone_from(&still);
+            }
+            renewed = Some(change);
+        }
         // A device that came since has our value from `default` all the same.
-        known.clone_from(had);
+        if let Some(known) = new.iter_mut().find_map(known_mut) {
+            *known = still;
+        }
     }
     let applied_rules: HashSet<&Change> =
         applied.iter().filter(|change| is_bound(change)).collect();
     new.extend(rules.iter().filter(|rule| !applied_rules.contains(rule)).cloned());
-    Due { gone: gone.cloned().collect(), new }
+    Due { gone: gone.cloned().collect(), renewed, new }
 }
 
 fn is_bound(change: &Change) -> bool {
@@ -170,6 +184,8 @@ mod tests {
                     name: DeviceName::new(name).unwrap(),
                     index,
                     port: name.starts_with("veth"),
+                    up: true,
+                    mtu: 1500,
                 })
                 .collect(),
             settings: ends.into_iter().chain(values).map(setting).collect(),
@@ -205,7 +221,7 @@ mod tests {
         };
         let start = vec![off_later("2", &[2, 7]), off("eth0", 2, "1"), bound("eth0")];
         #[rustfmt::skip]
-        let cases: [(&str, Seen, Vec<Change>, Vec<Change>); 11] = [
+        let cases: [(&str, Seen, Vec<Change>, Vec<Change>); 12] = [
             ("nothing new", seen("0", &[ETH0, TUN]), vec![], vec![]),
             ("two come", seen("0", &[ETH0, TUN, ("eth1", 8, "0"), ("eth2", 9, "0")]),
                 vec![], vec![bound("eth1"), bound("eth2")]),
@@ -226,17 +242,30 @@ mod tests {
                 seen
             }, vec![], vec![all("1"), off_later("1", &[2, 7]), off("eth0", 2, "1"), bound("eth1")]),
             ("loopback", seen("0", &[("lo", 1, "1"), ETH0, TUN]), vec![], vec![]),
+            ("lent to another namespace, and default set", seen("1", &[TUN]),
+                vec![off("eth0", 2, "1"), bound("eth0")], vec![off_later("1", &[7])]),
             ("no device at all", seen("0", &[]),
                 vec![off("eth0", 2, "1"), bound("eth0")], vec![]),
         ];
         let plan = Plan { capture: Capture::All, ..Plan::new(DeviceName::new("t0").unwrap()) };
         for (name, seen, gone, new) in cases {
-            assert_eq!(due(&plan, &seen, &start), Due { gone, new }, "{name}");
+            let still: Vec<u32> = [2, 7]
+                .into_iter()
+                .filter(|at| seen.devices.iter().any(|d| d.index == *at))
+                .collect();
+            let renewed = (still.len() < 2).then(|| off_later("2", &still));
+            assert_eq!(due(&plan, &seen, &start), Due { gone, renewed, new }, "{name}");
         }
+        // A device that was lent and is back is none of the known.
+        let lent = due(&plan, &seen("0", &[TUN]), &start).renewed.unwrap();
+        assert_eq!(lent, off_later("2", &[7]));
+        let (back, applied) = (seen("0", &[ETH0, TUN]), [lent, bound("eth0")]);
+        assert_eq!(due(&plan, &back, &applied), Due::default(), "lent, and back");
         let mut port = seen("0", &[ETH0, TUN]);
         port.devices[0].port = true;
         let gone = vec![bound("eth0")];
-        assert_eq!(due(&plan, &port, &start), Due { gone, new: vec![] }, "a bridge's by now");
+        let by_now = Due { gone, ..Due::default() };
+        assert_eq!(due(&plan, &port, &start), by_now, "a bridge's by now");
         let nothing = Plan { capture: Capture::Nothing, ..plan };
         assert_eq!(due(&nothing, &seen("1", &[("eth0", 2, "1")]), &[]), Due::default(), "nothing");
     }

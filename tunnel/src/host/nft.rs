@@ -1,13 +1,18 @@
 //! nftables, by the program `nft`: each text is one transaction of the kernel's.
 
-use std::io::{self, Write as _};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, Stdio};
+use std::fs::File;
+use std::io;
+use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::child::{self, Sheet};
+
+mod standing;
 mod table;
 
+pub(super) use standing::{Standing, receive, removes, watch};
 pub(super) use table::{ruleset, tracking};
 
 /// The table's name, in family `inet`.
@@ -22,6 +27,9 @@ pub enum NftError {
     /// It could not be started, or not be spoken to.
     #[error("`nft` cannot be run: {0}")]
     Run(Errno),
+    /// It did not end by itself, and was killed.
+    #[error("`nft` does not end")]
+    Hangs,
     /// It said no.
     #[error("nft: {0}")]
     Refused(Complaint),
@@ -57,60 +65,59 @@ pub(super) fn removal() -> String {
 
 /// Whether there is a table of our name.
 pub(super) fn exists() -> Result<bool, NftError> {
-    match run(&["list", "tables", "inet"], "") {
-        Ok(tables) => {
-            Ok(tables.lines().any(|line| line.split_whitespace().eq(["table", "inet", TABLE])))
-        }
-        Err(error) => Err(error),
-    }
+    let tables = list(&["list", "tables", "inet"])?;
+    Ok(tables.lines().any(|line| line.split_whitespace().eq(["table", "inet", TABLE])))
 }
 
 /// All rules of this network namespace, without what is in their sets.
 pub(super) fn rules() -> Result<String, NftError> {
-    run(&["--terse", "--numeric", "list", "ruleset"], "")
+    list(&["--terse", "--numeric", "list", "ruleset"])
 }
 
-/// Applies `text` as one transaction.
-pub(super) fn apply(text: &str) -> Result<(), NftError> {
-    run(&["-f", "-"], text).map(drop)
+/// Applies `text` as one transaction. The program has `lock` open: one that outlives a killed
+/// daemon by some milliseconds still changes the host, and holds the lock as long.
+pub(super) fn apply(text: &str, lock: &File) -> Result<(), NftError> {
+    // As its standard output, to which it writes nothing then: so no other program has it.
+    run(&["-f", "-"], text, || lock.try_clone().map(Stdio::from))
 }
 
-fn run(arguments: &[&str], input: &str) -> Result<String, NftError> {
-    let failed = |error: io::Error| {
-        if error.kind() == io::ErrorKind::NotFound {
-            return NftError::Missing;
-        }
-        NftError::Run(Errno::from_io_error(&error).unwrap_or(Errno::IO))
-    };
-    // The other two where a service has a short PATH.
-    let mut started = Err(io::Error::from(io::ErrorKind::NotFound));
-    for program in ["nft", "/usr/sbin/nft", "/sbin/nft"] {
-        started = Command::new(program)
-            .args(arguments)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // Ctrl-C is for the daemon, which puts the host back.
-            .process_group(0)
-            .spawn();
-        if !matches!(&started, Err(error) if error.kind() == io::ErrorKind::NotFound) {
-            break;
-        }
-    }
+/// What it says to a question.
+fn list(arguments: &[&str]) -> Result<String, NftError> {
+    let answer = Sheet::new("").map_err(failed)?;
+    run(arguments, "", || answer.stdio())?;
+    answer.text().map_err(failed)
+}
+
+fn run(
+    arguments: &[&str],
+    input: &str,
+    output: impl Fn() -> io::Result<Stdio>,
+) -> Result<(), NftError> {
+    let (input, complaint) = (Sheet::new(input).map_err(failed)?, Sheet::new("").map_err(failed)?);
+    let started = child::start("nft", |command| {
+        command.args(arguments);
+        command.stdin(input.stdio()?).stdout(output()?).stderr(complaint.stdio()?);
+        Ok(())
+    });
     let mut child = started.map_err(failed)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // It reads all before it writes anything. Where it ends early, its word says why.
-        let _ = stdin.write_all(input.as_bytes());
+    let status = child::end(&mut child, PATIENCE).map_err(failed)?.ok_or(NftError::Hangs)?;
+    if status.success() {
+        return Ok(());
     }
-    let output = child.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = complaint.text().map_err(failed)?;
     let line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason");
     Err(NftError::Refused(Complaint(line.strip_prefix("Error: ").unwrap_or(line).into())))
 }
+
+fn failed(error: io::Error) -> NftError {
+    if error.kind() == io::ErrorKind::NotFound {
+        return NftError::Missing;
+    }
+    NftError::Run(Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
+
+/// It takes milliseconds, and seconds where its sets are large and the processors busy.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -7,7 +7,10 @@
 //! one step. At every moment there is one of the two at the path, and whoever looks at both after
 //! a crash or a loss of power can tell which is which: the first line of ours holds a sum of the
 //! rest. What has been written there by somebody else meanwhile has no such line, or no such sum,
-//! and is never touched.
+//! and is never touched. The line names the daemon as well, by the directory of its lock: daemons
+//! with directories of their own may share one file (a container's is its host's), and it is of
+//! the one that was first as long as that one lives. They take turns by a lock of the file's
+//! directory.
 //!
 //! Where the file is a mount of its own, as in containers, no rename can replace it: its bytes are
 //! kept, and ours are written over them with one call, with line ends behind where they are
@@ -17,8 +20,9 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use super::change::Change;
@@ -31,29 +35,68 @@ pub(super) enum Found {
     Ours,
     /// Somebody else's, which stays.
     Theirs,
+    /// Another daemon's that runs: what it has kept is its own as well.
+    Anothers,
 }
 
-/// Whether a file is one that was written here, and not changed since.
-pub fn is_ours(bytes: &[u8]) -> bool {
-    let Some(rest) = bytes.strip_prefix(MARK.as_bytes()) else { return false };
-    let Some((digits, rest)) = rest.split_first_chunk::<16>() else { return false };
-    let digits = std::str::from_utf8(digits).ok();
-    let sum = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    let Some(line_end) = rest.iter().position(|&byte| byte == b'\n') else { return false };
-    sum == Some(sum_of(&rest[line_end..]))
+/// Whose a file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Whose {
+    /// Written by this daemon, and not changed since.
+    Ours,
+    /// The same of another one that is dead: whoever comes first may put it back, or take it.
+    Orphaned,
+    /// The same of another one that runs: the directory of its lock.
+    Anothers(PathBuf),
+    /// Anybody else's.
+    Theirs,
+}
+
+/// Whose a file is to the daemon whose lock is in `holder`.
+pub fn whose(bytes: &[u8], holder: &Path) -> Whose {
+    match writer(bytes) {
+        None => Whose::Theirs,
+        Some(writer) if writer == holder => Whose::Ours,
+        Some(writer) if super::is_locked(&writer) => Whose::Anothers(writer),
+        Some(_) => Whose::Orphaned,
+    }
+}
+
+/// The daemon that has written a file, which was not changed since.
+fn writer(bytes: &[u8]) -> Option<PathBuf> {
+    let (digits, rest) = bytes.strip_prefix(MARK.as_bytes())?.split_first_chunk::<16>()?;
+    let sum = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    if sum != sum_of(rest) {
+        return None;
+    }
+    let name = rest.strip_prefix(b") ")?;
+    let mut name = serde_json::Deserializer::from_slice(name).into_iter::<PathBuf>();
+    name.next()?.ok()
 }
 
 /// What a dead daemon has left at `path` although its journal is gone, as after a loss of power:
 /// the change to be undone.
-pub(super) fn left_behind(path: &Path, kept: &Path) -> Option<Change> {
-    let is_left = std::fs::read(path).is_ok_and(|bytes| is_ours(&bytes)) || exists(kept);
-    let (path, kept) = (path.to_owned(), kept.to_owned());
-    is_left.then(|| Change::ResolvConf { path, kept, text: String::new() })
+pub(super) fn left_behind(path: &Path, kept: &Path, holder: &Path) -> Option<Change> {
+    let whose = std::fs::read(path).map_or(Whose::Theirs, |bytes| whose(&bytes, holder));
+    let is_left = match whose {
+        Whose::Ours | Whose::Orphaned => true,
+        Whose::Anothers(_) => false,
+        Whose::Theirs => exists(kept),
+    };
+    let (path, kept, holder) = (path.to_owned(), kept.to_owned(), holder.to_owned());
+    is_left.then(|| Change::ResolvConf { path, kept, text: String::new(), holder })
 }
 
-/// Puts `text` at `path`, and what was there at `kept`. What is ours there is replaced.
-pub(super) fn take(path: &Path, kept: &Path, text: &str) -> Result<(), Refusal> {
-    let ours = marked(kept, text);
+/// Puts `text` at `path`, and what was there at `kept`. What is ours there is replaced, and what
+/// is another daemon's is not.
+pub(super) fn take(path: &Path, kept: &Path, text: &str, holder: &Path) -> Result<(), Refusal> {
+    let _turn = turn(path)?;
+    if let Ok(bytes) = std::fs::read(path)
+        && let Whose::Anothers(other) = whose(&bytes, holder)
+    {
+        return Err(Refusal::Anothers(other));
+    }
+    let ours = marked(kept, text, holder);
     let beside = beside(path);
     write_new(&beside, ours.as_bytes())?;
     let taken = take_with(path, kept, &beside, &ours);
@@ -63,7 +106,7 @@ pub(super) fn take(path: &Path, kept: &Path, text: &str) -> Result<(), Refusal> 
 }
 
 fn take_with(path: &Path, kept: &Path, beside: &Path, ours: &str) -> Result<(), Errno> {
-    if std::fs::read(path).is_ok_and(|bytes| is_ours(&bytes)) {
+    if is_marked_at(path) {
         return match rustix::fs::rename(beside, path) {
             Err(Errno::BUSY) => write_in_place(path, ours.as_bytes()),
             renamed => renamed,
@@ -110,7 +153,8 @@ fn take_without_exchange(path: &Path, kept: &Path, beside: &Path) -> Result<(), 
 }
 
 /// Puts back what is kept, where `path` is still ours.
-pub(super) fn put_back(path: &Path, kept: &Path) -> Result<Found, Refusal> {
+pub(super) fn put_back(path: &Path, kept: &Path, holder: &Path) -> Result<Found, Refusal> {
+    let _turn = turn(path)?;
     let _ = std::fs::remove_file(beside(path));
     let now = match std::fs::read(path) {
         Ok(bytes) => Some(bytes),
@@ -119,14 +163,18 @@ pub(super) fn put_back(path: &Path, kept: &Path) -> Result<Found, Refusal> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some(Vec::new()),
         Err(error) => return Err(errno(&error).into()),
     };
-    if now.is_some_and(|bytes| !is_ours(&bytes)) {
-        // With nothing kept it was put back already.
-        let found = if exists(kept) { Found::Theirs } else { Found::Ours };
-        remove(kept)?;
-        return Ok(found);
+    match now.map(|bytes| whose(&bytes, holder)) {
+        None | Some(Whose::Ours | Whose::Orphaned) => {}
+        Some(Whose::Anothers(_)) => return Ok(Found::Anothers),
+        Some(Whose::Theirs) => {
+            // With nothing kept it was put back already.
+            let found = if exists(kept) { Found::Theirs } else { Found::Ours };
+            remove(kept)?;
+            return Ok(found);
+        }
     }
     // What was cut off between writing ours and exchanging it.
-    if is_link(kept).is_none() || (is_link(kept) == Some(false) && is_ours_at(kept)) {
+    if is_link(kept).is_none() || (is_link(kept) == Some(false) && is_marked_at(kept)) {
         remove(kept)?;
         remove(path)?;
         return Ok(Found::Ours);
@@ -143,12 +191,34 @@ pub(super) fn put_back(path: &Path, kept: &Path) -> Result<Found, Refusal> {
     }
 }
 
-/// Our text behind a line that says what it is.
-fn marked(kept: &Path, text: &str) -> String {
-    let rest = format!("\n{}\n", text.trim_end_matches('\n'));
+/// Our text behind a line that says what it is, and whose.
+fn marked(kept: &Path, text: &str, holder: &Path) -> String {
+    // Quoted: a name may hold whatever a line may not.
+    let holder = serde_json::Value::from(holder.to_string_lossy());
+    let (kept, text) = (kept.display(), text.trim_end_matches('\n'));
+    let rest = format!(") {holder}: the file before is {kept}, and is put back\n{text}\n");
     let sum = sum_of(rest.as_bytes());
-    format!("{MARK}{sum:016x}): the file before is {}, and is put back{rest}", kept.display())
+    format!("{MARK}{sum:016x}{rest}")
 }
+
+/// Keeps other daemons away from the file, as long as what it gives lives. A file system that
+/// knows no such locks has none.
+fn turn(path: &Path) -> Result<Option<File>, Errno> {
+    let Some(Ok(directory)) = path.parent().map(File::open) else { return Ok(None) };
+    let began = Instant::now();
+    loop {
+        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if began.elapsed() < TURN => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Errno::WOULDBLOCK) => return Err(Errno::BUSY),
+            Ok(()) | Err(_) => return Ok(Some(directory)),
+        }
+    }
+}
+
+/// A turn takes milliseconds.
+const TURN: Duration = Duration::from_secs(2);
 
 /// FNV-1a, without line ends at the end: tells an edit from none, and is no seal.
 fn sum_of(bytes: &[u8]) -> u64 {
@@ -208,8 +278,8 @@ fn beside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn is_ours_at(path: &Path) -> bool {
-    std::fs::read(path).is_ok_and(|bytes| is_ours(&bytes))
+fn is_marked_at(path: &Path) -> bool {
+    std::fs::read(path).is_ok_and(|bytes| writer(&bytes).is_some())
 }
 
 /// Whether it is a symbolic link; `None`: it isn't there.
@@ -222,6 +292,10 @@ fn exists(path: &Path) -> bool {
 }
 
 fn remove(path: &Path) -> Result<(), Errno> {
+    // A file system that can't be written says so first, whatever is there.
+    if !exists(path) {
+        return Ok(());
+    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(errno(&error)),
         Ok(()) | Err(_) => Ok(()),
@@ -264,17 +338,30 @@ mod tests {
             self.0.join("resolv.pre.conf")
         }
 
+        /// The directory of a lock that nobody holds.
+        fn holder(&self) -> PathBuf {
+            self.0.join("run")
+        }
+
+        fn take_with(&self, text: &str) -> Result<(), Refusal> {
+            take(&self.path(), &self.kept(), text, &self.holder())
+        }
+
         fn take(&self) {
-            take(&self.path(), &self.kept(), OURS).unwrap();
+            self.take_with(OURS).unwrap();
             assert!(self.is_ours());
         }
 
         fn put_back(&self) -> Found {
-            put_back(&self.path(), &self.kept()).unwrap()
+            put_back(&self.path(), &self.kept(), &self.holder()).unwrap()
         }
 
         fn is_ours(&self) -> bool {
-            is_ours_at(&self.path())
+            is_marked_at(&self.path())
+        }
+
+        fn marked(&self) -> String {
+            marked(&self.kept(), OURS, &self.holder())
         }
 
         /// All of it, by name: what it is, whose, and what is in it.
@@ -328,7 +415,7 @@ mod tests {
             assert!(!etc.path().is_symlink(), "{name}");
             assert_eq!(etc.path().metadata().unwrap().mode() & 0o7777, 0o644, "{name}");
             // Once more, with another text: the original stays kept.
-            take(&etc.path(), &etc.kept(), "nameserver 198.18.0.3\n").unwrap();
+            etc.take_with("nameserver 198.18.0.3\n").unwrap();
             assert!(
                 std::fs::read_to_string(etc.path()).unwrap().contains("198.18.0.3\n"),
                 "{name}"
@@ -347,7 +434,7 @@ mod tests {
             before(&etc);
             let state = etc.state();
             let new = beside(&etc.path());
-            write_new(&new, marked(&etc.kept(), OURS).as_bytes()).unwrap();
+            write_new(&new, etc.marked().as_bytes()).unwrap();
             take_without_exchange(&etc.path(), &etc.kept(), &new).unwrap();
             assert!(etc.is_ours(), "{name}");
             assert_eq!(etc.put_back(), Found::Ours, "{name}");
@@ -408,7 +495,7 @@ mod tests {
     fn cut_off_at_any_step() {
         type Step = fn(&Etc);
         let new: Step = |etc| {
-            write_new(&beside(&etc.path()), marked(&etc.kept(), OURS).as_bytes()).unwrap();
+            write_new(&beside(&etc.path()), etc.marked().as_bytes()).unwrap();
         };
         let renamed: Step = |etc| rustix::fs::rename(beside(&etc.path()), etc.kept()).unwrap();
         let linked: Step = |etc| {
@@ -434,7 +521,7 @@ mod tests {
     #[test]
     fn what_a_lost_journal_leaves() {
         let etc = Etc::new();
-        let left = || left_behind(&etc.path(), &etc.kept()).is_some();
+        let left = || left_behind(&etc.path(), &etc.kept(), &etc.holder()).is_some();
         assert!(!left(), "nothing");
         std::fs::write(etc.path(), THEIRS).unwrap();
         assert!(!left(), "theirs alone");
@@ -450,23 +537,72 @@ mod tests {
     }
 
     #[test]
-    fn what_is_ours() {
-        let ours = marked(Path::new("/etc/kept"), OURS);
-        assert!(ours.ends_with(OURS), "{ours}");
+    fn who_has_written_it() {
+        let holder = Path::new("/run/a \"quoted\"\n(name)");
+        let ours = marked(Path::new("/etc/kept"), OURS, holder);
+        assert!(ours.ends_with(OURS) && ours.lines().count() == 2, "{ours}");
         for (name, text, expected) in [
             ("ours", ours.clone(), true),
             ("line ends behind it", format!("{ours}\n\n"), true),
             ("no line end", ours.trim_end().to_owned(), true),
             ("a byte more", format!("{ours}x"), false),
             ("a byte before", format!(" {ours}"), false),
+            ("another holder", ours.replace("quoted", "Quoted"), false),
             ("the mark alone", MARK.to_owned(), false),
             ("no sum", format!("{MARK}00): x\nnameserver 192.0.2.1\n"), false),
-            ("a wrong sum", format!("{MARK}{:016x}): x\nnameserver 192.0.2.1\n", 7), false),
+            ("a wrong sum", format!("{MARK}{:016x}) \"x\": x\nnameserver 192.0.2.1\n", 7), false),
             ("one line", ours.lines().next().unwrap_or_default().to_owned(), false),
             ("nothing", String::new(), false),
         ] {
-            assert_eq!(is_ours(text.as_bytes()), expected, "{name}");
+            assert_eq!(writer(text.as_bytes()).as_deref(), expected.then_some(holder), "{name}");
         }
+    }
+
+    /// Daemons with locks of their own, and one file.
+    #[test]
+    fn two_daemons() {
+        let etc = Etc::new();
+        std::fs::write(etc.path(), THEIRS).unwrap();
+        let before = etc.state();
+        let other = etc.0.with_extension("other");
+        let lock = super::super::lock(&other).unwrap();
+        let (path, kept) = (etc.path(), etc.kept());
+        take(&path, &kept, "nameserver 198.18.9.9\n", &other).unwrap();
+        let taken = etc.state();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(whose(&bytes, &etc.holder()), Whose::Anothers(other.clone()));
+        assert_eq!(whose(&bytes, &other), Whose::Ours);
+
+        // While it lives, nobody else takes it or puts it back, and what it keeps is its own.
+        assert_eq!(etc.take_with(OURS), Err(Refusal::Anothers(other.clone())));
+        assert_eq!(left_behind(&path, &kept, &etc.holder()), None);
+        assert_eq!(etc.put_back(), Found::Anothers);
+        assert_eq!(etc.state(), taken);
+
+        // It is killed: whoever comes takes its place, and the original stays the original.
+        drop(lock);
+        assert_eq!(whose(&bytes, &etc.holder()), Whose::Orphaned);
+        assert!(left_behind(&path, &kept, &etc.holder()).is_some());
+        etc.take();
+        // And it comes back, with a journal that says that the file is its own.
+        let own = super::super::lock(&etc.holder()).unwrap();
+        assert_eq!(put_back(&path, &kept, &other).unwrap(), Found::Anothers);
+        assert!(etc.is_ours());
+        drop(own);
+        std::fs::remove_dir_all(etc.holder()).unwrap();
+        assert_eq!(etc.put_back(), Found::Ours);
+        assert_eq!(etc.state(), before);
+        std::fs::remove_dir_all(other).unwrap();
+    }
+
+    #[test]
+    fn a_turn_comes_to_an_end() {
+        let etc = Etc::new();
+        let first = turn(&etc.path()).unwrap();
+        assert!(first.is_some());
+        assert_eq!(turn(&etc.path()).map(|_| ()), Err(Errno::BUSY));
+        drop(first);
+        assert!(turn(&etc.path()).is_ok());
     }
 
     /// As in a container, whose file is one of its host's.
@@ -480,9 +616,9 @@ mod tests {
                 run(&format!("mount --bind {} {}", host.path().display(), etc.path().display()));
                 let state = etc.state();
                 etc.take();
-                assert!(is_ours_at(&host.path()), "the host sees it too");
+                assert!(is_marked_at(&host.path()), "the host sees it too");
                 assert_eq!(std::fs::read_to_string(etc.kept()).unwrap(), theirs);
-                take(&etc.path(), &etc.kept(), "nameserver 198.18.0.3\n").unwrap();
+                etc.take_with("nameserver 198.18.0.3\n").unwrap();
                 assert!(etc.is_ours());
                 assert_eq!(etc.put_back(), Found::Ours);
                 assert_eq!(etc.state(), state);
@@ -496,7 +632,7 @@ mod tests {
             let (etc, host) = (Etc::new(), Etc::new());
             std::fs::write(host.path(), THEIRS).unwrap();
             run(&format!("mount --bind -o ro {} {}", host.0.display(), etc.0.display()));
-            let refused = take(&etc.path(), &etc.kept(), OURS);
+            let refused = etc.take_with(OURS);
             assert_eq!(refused, Err(Refusal::Kernel(Errno::ROFS)));
             run(&format!("umount {}", etc.0.display()));
         });

@@ -1,14 +1,14 @@
 //! The program `resolvconf`: Debian's or openresolv's.
 
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use tracing::warn;
 
+use super::child;
 use super::nft::Complaint;
 
 /// Why resolvconf did not do it.
@@ -68,32 +68,18 @@ fn is_there(record: &str) -> bool {
 const PATIENCE: Duration = Duration::from_secs(15);
 
 fn run(arguments: &[&str], input: &str) -> Result<(), ResolvconfError> {
-    // The other two where a service has a short PATH.
-    let mut started = Err(io::Error::from(io::ErrorKind::NotFound));
-    for program in ["resolvconf", "/usr/sbin/resolvconf", "/sbin/resolvconf"] {
-        started = Command::new(program)
-            .args(arguments)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            // Ctrl-C is for the daemon, which puts the host back.
-            .process_group(0)
-            .spawn();
-        if !matches!(&started, Err(error) if error.kind() == io::ErrorKind::NotFound) {
-            break;
-        }
-    }
+    let started = child::start("resolvconf", |command| {
+        command.args(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        Ok(())
+    });
     let mut child = started.map_err(|error| failed(&error))?;
     if let Some(mut stdin) = child.stdin.take() {
         // A pipe takes this much at once. Where it ends early, its word says why.
         let _ = stdin.write_all(input.as_bytes());
     }
-    let Some(status) = end(&mut child)? else {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(ResolvconfError::Run(Errno::TIMEDOUT));
-    };
+    let ended = child::end(&mut child, PATIENCE).map_err(|error| failed(&error))?;
+    let Some(status) = ended else { return Err(ResolvconfError::Run(Errno::TIMEDOUT)) };
     if status.success() {
         return Ok(());
     }
@@ -107,18 +93,6 @@ fn run(arguments: &[&str], input: &str) -> Result<(), ResolvconfError> {
     let said = String::from_utf8_lossy(&said);
     let line = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason");
     Err(ResolvconfError::Refused(Complaint::new(line)))
-}
-
-fn end(child: &mut Child) -> Result<Option<std::process::ExitStatus>, ResolvconfError> {
-    let began = Instant::now();
-    while began.elapsed() < PATIENCE {
-        match child.try_wait() {
-            Ok(Some(status)) => return Ok(Some(status)),
-            Ok(None) => std::thread::sleep(Duration::from_millis(2)),
-            Err(error) => return Err(failed(&error)),
-        }
-    }
-    Ok(None)
 }
 
 fn failed(error: &io::Error) -> ResolvconfError {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use engine::DeviceName;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rustix::io::Errno;
 
 use super::accepted::accepted;
@@ -35,6 +35,10 @@ pub struct SeenDevice {
     pub index: u32,
     /// Whether it is one of a bridge's or bond's: packets leave by that one, never by it.
     pub port: bool,
+    /// Whether it is up.
+    pub up: bool,
+    /// Its MTU.
+    pub mtu: u32,
 }
 
 /// Whether a host has IPv6.
@@ -124,10 +128,12 @@ pub(super) fn devices(netlink: &mut Rtnetlink) -> Result<Vec<SeenDevice>, Errno>
 
 fn device(message: &RouteNetlinkMessage) -> Option<SeenDevice> {
     let RouteNetlinkMessage::NewLink(link) = message else { return None };
-    let (mut name, mut port) = (None, false);
+    let (mut name, mut port, mut mtu) = (None, false, 0);
     for attribute in &link.attributes {
         if let LinkAttribute::IfName(text) = attribute {
             name = DeviceName::new(text);
+        } else if let LinkAttribute::Mtu(bytes) = attribute {
+            mtu = *bytes;
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
             // What belongs to a VRF sends its packets itself.
             port = infos
@@ -135,5 +141,6 @@ fn device(message: &RouteNetlinkMessage) -> Option<SeenDevice> {
                 .any(|info| matches!(info, LinkInfo::PortKind(kind) if *kind != InfoPortKind::Vrf));
         }
     }
-    Some(SeenDevice { name: name?, index: link.header.index, port })
+    let up = link.header.flags.contains(LinkFlags::Up);
+    Some(SeenDevice { name: name?, index: link.header.index, port, up, mtu })
 }

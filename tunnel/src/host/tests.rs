@@ -13,6 +13,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 mod links;
+mod standing;
+mod undo;
 
 const TUN: &str = "t0";
 const HOST: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
@@ -147,11 +149,9 @@ impl Form {
 
     /// Opens the TUN and applies the plan in this form.
     fn start(self, directory: &Directory, plan: Plan) -> (Host, OwnedFd) {
-        let (host, tun) = start(directory, &Plan { tracks: self == Self::Tracked, ..plan });
-        let switch = tracking::Switch::among(&host.applied);
-        assert_eq!(switch.is_none(), self == Self::Tracked);
-        if let Some(switch) = switch.filter(|_| self == Self::Switched) {
-            switch.make().unwrap();
+        let (mut host, tun) = start(directory, &Plan { tracks: self == Self::Tracked, ..plan });
+        if self == Self::Switched {
+            host.track().unwrap();
         }
         (host, tun)
     }
@@ -266,127 +266,6 @@ fn accept(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     stream
-}
-
-#[test]
-fn whatever_was_applied_is_undone_from_any_point() {
-    within("", || {
-        let outside = host_and_outside("2");
-        let directory = Directory::new("undone");
-        let prefixes = ["203.0.113.0/24", "0.0.0.0/1", "2001:db8:f::/48"];
-        let prefixes = prefixes.iter().map(|prefix| prefix.parse().unwrap()).collect();
-        let before = state();
-        let plans = [
-            plan(Capture::All),
-            Plan { tracks: false, ..plan(Capture::All) },
-            Plan { forward: false, ..plan(Capture::All) },
-            plan(Capture::Prefixes(prefixes)),
-            plan(Capture::Nothing),
-        ];
-        for plan in plans {
-            let (host, tun) = start(&directory, &plan);
-            assert_ne!(state(), before);
-            assert!(directory.0.join("journal").exists());
-            let applied = host.applied.clone();
-            let mut undone = host.restore().unwrap();
-            undone.reverse();
-            assert_eq!(undone, applied);
-            drop(tun);
-            assert_eq!(state(), before, "{:?}", plan.capture);
-            assert!(!directory.0.join("journal").exists());
-
-            // Dropped after each change, and between writing one down and making it; the device
-            // gone with the process, or kept by another that has it open.
-            for point in 0..=applied.len() {
-                for device_stays in [false, true] {
-                    let (mut host, _) = Host::open(&directory.0).unwrap();
-                    let tun = open_tun(TUN, false, false).unwrap();
-                    let mut changes = changes(&plan, &Seen::look().unwrap());
-                    assert_eq!(changes.len(), applied.len());
-                    let rest = changes.split_off(point);
-                    host.apply(changes.clone()).unwrap();
-                    if let Some(next) = rest.first() {
-                        host.note(next).unwrap();
-                        changes.push(next.clone());
-                    }
-                    drop(host);
-                    let mut tun = Some(tun);
-                    if !device_stays {
-                        tun = None;
-                    }
-                    let (_host, mut undone) = Host::open(&directory.0).unwrap();
-                    undone.reverse();
-                    assert_eq!(undone, changes);
-                    drop(tun);
-                    assert_eq!(state(), before, "{:?} after {point}", plan.capture);
-                }
-            }
-        }
-        drop(outside);
-    });
-}
-
-#[test]
-fn what_is_not_ours_stays() {
-    within("", || {
-        let _outside = host_and_outside("1");
-        let directory = Directory::new("foreign");
-        let plan = plan(Capture::All);
-        let (host, _) = Host::open(&directory.0).unwrap();
-        #[rustfmt::skip]
-        let cases = [
-            ("ip link add t0 type bridge", "ip link del t0", "device"),
-            ("ip rule add pref 100 lookup main", "ip rule del pref 100", "an IPv4 rule of priority 100"),
-            ("ip -6 rule add pref 99 lookup main", "ip -6 rule del pref 99", "an IPv6 rule of priority 99"),
-            ("ip rule add pref 101 lookup main", "ip rule del pref 101", "an IPv4 rule of priority 101"),
-            ("ip route add 10.0.0.0/8 dev u0 table 29806", "ip route flush table 29806", "IPv4 routes in table 29806"),
-            ("ip -6 route add 2001:db8:9::/48 dev u0 table 29806", "ip -6 route flush table 29806", "IPv6 routes in table 29806"),
-            ("nft add table inet tunneld", "nft delete table inet tunneld", "nftables table"),
-        ];
-        for (make, remove, part) in cases {
-            run(make);
-            let before = state();
-            let error = host.refuse_foreign(&plan).unwrap_err();
-            assert!(error.to_string().contains(part), "{make}: {error}");
-            assert!(error.help().is_some(), "{error}");
-            assert_eq!(state(), before, "{make}");
-            run(remove);
-            host.refuse_foreign(&plan).unwrap();
-        }
-        drop(host);
-
-        // A change that fails undoes what went before, and not what was there.
-        let before = state();
-        let (mut host, _) = Host::open(&directory.0).unwrap();
-        let tun = open_tun(TUN, false, false).unwrap();
-        let wanted = changes(&plan, &Seen::look().unwrap());
-        run("ip route add unreachable default metric 200 table 29806 proto static");
-        let error = host.apply(wanted).unwrap_err();
-        assert!(error.to_string().contains("add the route that makes 0.0.0.0/0"), "{error}");
-        drop((host, tun));
-        assert_ne!(state(), before, "their route stays");
-        run("ip route flush table 29806");
-        assert_eq!(state(), before);
-
-        // What others set meanwhile stays.
-        let (host, tun) = start(&directory, &plan);
-        sysctl::write("ipv4/conf/u0/rp_filter", "2").unwrap();
-        host.restore().unwrap();
-        drop(tun);
-        assert_eq!(sysctl::read("ipv4/conf/u0/rp_filter").unwrap().unwrap(), "2");
-    });
-}
-
-#[test]
-fn one_daemon_at_a_time() {
-    let directory = Directory::new("lock");
-    let (host, undone) = Host::open(&directory.0).unwrap();
-    assert!(undone.is_empty());
-    let error = Host::open(&directory.0).unwrap_err();
-    let own = std::process::id();
-    assert!(matches!(error, HostError::Running { pid: Some(pid) } if pid == own), "{error}");
-    drop(host);
-    Host::open(&directory.0).unwrap();
 }
 
 #[test]
@@ -734,7 +613,7 @@ fn nothing_is_forwarded_into_the_device_before_addresses_are_kept() {
     within("", || {
         let _outside = host_and_outside("0");
         let directory = Directory::new("begins");
-        let (host, tun) = Form::Untracked.start(&directory, plan(Capture::All));
+        let (mut host, tun) = Form::Untracked.start(&directory, plan(Capture::All));
         let inner = container();
         let say = |word: &[u8]| {
             let client = inner.inside(|| UdpSocket::bind("172.20.0.2:0").unwrap());
@@ -743,7 +622,7 @@ fn nothing_is_forwarded_into_the_device_before_addresses_are_kept() {
         assert!(inner.succeeds("ping -c 1 -W 5 172.20.0.1"), "the bridge carries");
         say(b"first");
         std::thread::sleep(Duration::from_millis(100));
-        tracking::Switch::among(&host.applied).unwrap().make().unwrap();
+        host.track().unwrap();
         say(b"second");
         let heard = packet(&tun, |packet| packet[0] >> 4 == 4 && packet[9] == UDP);
         let heard = heard.expect("a datagram");

@@ -17,20 +17,21 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::netlink::{self, SocketAddrNetlink};
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+use rustix::net::netlink::SocketAddrNetlink;
 use socket2::SockRef;
 
+use super::Host;
 use super::change::Change;
 use super::error::HostError;
 use super::nft;
 use super::plan::Plan;
+use super::watch::stopped_within;
 use crate::rtnetlink;
 
 /// Whether the table of `plan` has to track connections on this thread's network namespace,
@@ -134,25 +135,17 @@ pub(super) fn settle() {
     }
 }
 
-/// The way of a live host's table to the form that tracks connections. There is none back: what
-/// has an entry by then may need it.
-///
-/// The table's own [`Change`] covers both forms: what undoes it removes either.
-#[derive(Debug)]
-pub struct Switch(String);
-
-impl Switch {
-    /// Of the table that is among `changes`; `None` where that tracks already, or there is none.
-    pub fn among(changes: &[Change]) -> Option<Self> {
-        changes.iter().find_map(|change| {
-            let Change::NftTable { tracking, .. } = change else { return None };
-            tracking.clone().map(Self)
-        })
-    }
-
-    /// Makes it so in one transaction. Fails where the table is gone.
-    pub fn make(&self) -> Result<(), HostError> {
-        nft::apply(&self.0).map_err(HostError::Nft)
+impl Host {
+    /// Makes the table in force one that tracks connections; one that does already is left. There
+    /// is no way back: what has an entry by then may need it.
+    pub fn track(&mut self) -> Result<(), HostError> {
+        let text = self.applied.iter().find_map(|change| {
+            if let Change::NftTable { tracking, .. } = change { tracking.clone() } else { None }
+        });
+        let Some(ruleset) = text else { return Ok(()) };
+        let stands = self.table_stands().map_err(HostError::Look)?;
+        self.apply_live(Change::NftTable { ruleset, tracking: None })?;
+        if stands { Ok(()) } else { self.apply_live(Change::Accepted) }
     }
 }
 
@@ -168,28 +161,28 @@ pub struct Watch {
 impl Watch {
     /// Every change from now on, of this thread's network namespace.
     pub fn open() -> Result<Self, Errno> {
-        let rules = rustix::net::socket_with(
-            AddressFamily::NETLINK,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            Some(netlink::NETFILTER),
-        )?;
-        rustix::net::bind(&rules, &SocketAddrNetlink::new(0, NFTABLES))?;
+        let rules = nft::watch()?;
         let settings = rtnetlink::socket()?;
         rustix::net::bind(&settings, &SocketAddrNetlink::new(0, NETCONF))?;
         Ok(Self { rules, settings })
     }
 
     /// Blocks until something has changed, and a moment longer: whoever changes rules mostly
-    /// changes several.
-    pub fn wait(&self) -> Result<(), Errno> {
+    /// changes several. `None`: the other end of `stop` was closed.
+    pub fn wait(&self, stop: impl AsFd) -> Result<Option<()>, Errno> {
         loop {
-            let mut fds = [&self.rules, &self.settings].map(|fd| PollFd::new(fd, PollFlags::IN));
+            let fds = [self.rules.as_fd(), self.settings.as_fd(), stop.as_fd()];
+            let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
             rustix::io::retry_on_intr(|| poll(&mut fds, None))?;
+            if !fds[2].revents().is_empty() {
+                return Ok(None);
+            }
             if self.drain()? {
-                thread::sleep(DEBOUNCE);
+                if stopped_within(&stop, DEBOUNCE) {
+                    return Ok(None);
+                }
                 self.drain()?;
-                return Ok(());
+                return Ok(Some(()));
             }
         }
     }
@@ -197,29 +190,13 @@ impl Watch {
     /// Reads what has come: whether any of it matters.
     fn drain(&self) -> Result<bool, Errno> {
         let mut matters = false;
-        while let Some(changed) = receive(&self.rules, changes_rules)? {
+        while let Some(changed) = nft::receive(&self.rules, changes_rules)? {
             matters |= changed;
         }
-        while let Some(changed) = receive(&self.settings, |_| true)? {
+        while let Some(changed) = nft::receive(&self.settings, |_| true)? {
             matters |= changed;
         }
         Ok(matters)
-    }
-}
-
-/// What `matters` says of the next datagram; `None` where there is none.
-fn receive(socket: &OwnedFd, matters: fn(&[u8]) -> bool) -> Result<Option<bool>, Errno> {
-    let mut buffer = [0; 4096];
-    let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recv(socket, &mut buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC)
-    });
-    match received {
-        // Of more than there is room for the beginning is read.
-        Ok((_, whole)) => Ok(Some(whole > buffer.len() || matters(&buffer[..whole]))),
-        // Changes were missed: one more reason to look.
-        Err(Errno::NOBUFS) => Ok(Some(true)),
-        Err(Errno::AGAIN) => Ok(None),
-        Err(errno) => Err(errno),
     }
 }
 
@@ -248,8 +225,6 @@ const DEBOUNCE: Duration = Duration::from_millis(200);
 /// A grace period of the kernel's and more.
 const SETTLED: Duration = Duration::from_millis(100);
 
-/// `NFNLGRP_NFTABLES` as a bit.
-const NFTABLES: u32 = 1 << (7 - 1);
 /// `RTNLGRP_IPV4_NETCONF` and `RTNLGRP_IPV6_NETCONF`, likewise.
 const NETCONF: u32 = 1 << (24 - 1) | 1 << (25 - 1);
 /// `NFNL_SUBSYS_NFTABLES` with `NFT_MSG_NEWTABLE` and others.
@@ -314,9 +289,10 @@ mod tests {
             run("ip link set lo up");
             assert!(!needed(&plan));
             let watch = Watch::open().unwrap();
+            let (stop, stopper) = io::pipe().unwrap();
             let changed = |line: &str, expected: bool| {
                 run(line);
-                watch.wait().unwrap();
+                watch.wait(&stop).unwrap().unwrap();
                 assert_eq!(needed(&plan), expected, "{line}");
             };
             changed("nft add table ip t", false);
@@ -337,6 +313,9 @@ mod tests {
             changed("sysctl -qw net.ipv4.conf.lo.forwarding=1", true);
             plan.forward = false;
             assert!(!needed(&plan), "what is forwarded passes by");
+            run("sysctl -qw net.ipv4.conf.lo.forwarding=0");
+            drop(stopper);
+            assert_eq!(watch.wait(&stop).unwrap(), None, "told to stop, with a change to be told");
         });
     }
 }

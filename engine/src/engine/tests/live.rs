@@ -59,7 +59,7 @@ fn every_stage_is_listed_and_what_is_over_is_not() {
 fn an_order_ends_one_flow_and_tells_its_app() {
     let whose = |client: SocketAddr| {
         let uid = u32::from(client.port());
-        Some(Owner { uid, cgroup: None })
+        Some(Owner { uid, cgroup: None, of_proxy: false })
     };
     let mut bench = Bench::new(config());
     bench.owner = whose;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::engine::Walk;
+use crate::engine::{Cut, Walk};
 use crate::policy::{Decision, Judgement, Verdict};
 use crate::{Fact, Facts, Learned, Report, ResolverId};
 
@@ -86,7 +86,7 @@ fn policies() -> impl Strategy<Value = Vec<String>> {
 }
 
 fn owner(client: SocketAddr) -> Option<Owner> {
-    client.port().is_multiple_of(2).then_some(Owner { uid: 1000, cgroup: None })
+    client.port().is_multiple_of(2).then_some(Owner { uid: 1000, cgroup: None, of_proxy: false })
 }
 
 fn packet(flow: u16) -> Vec<u8> {
@@ -102,12 +102,17 @@ fn port(flow: u16) -> u16 {
     2000 + flow
 }
 
+/// The name in the first bytes of a flow.
+fn said(flow: u16) -> Option<&'static str> {
+    NAMES.get(usize::from(flow / 3) % 4).copied()
+}
+
 /// What a plain judgement says of a flow whose every fact was asked for.
 fn judged(policy: &Policy, report: &Report) -> Decision {
     let mut facts = Facts::new(report.protocol, report.client, report.destination, true);
-    facts.egress = Fact::Known(egress());
-    facts.owner = owner(report.client).map_or(Fact::Unknown, Fact::Known);
-    facts.name.clone_from(&report.name);
+    facts.egress = Fact::answered(Some(egress()));
+    facts.owner = Fact::answered(owner(report.client));
+    facts.name = Fact::answered(report.name.clone());
     facts.resolvers = report.resolvers.iter().map(|_| ResolverId::UPSTREAM).collect();
     match policy.judge(&facts) {
         Judgement::Decided(decision) => decision,
@@ -166,11 +171,32 @@ impl Model {
         assert_eq!(report.verdict, Some(decision.verdict), "{report:?}");
     }
 
-    /// A flow that opens now has the name asked last.
+    /// The first bytes of a connection that is peeked at: for some a request, which names the
+    /// host.
+    fn speak(&mut self, flow: u16) {
+        let asked = |output: &Output| matches!(output, Output::Rings(_));
+        let Some(at) = self.bench.outputs.iter().position(asked) else { return };
+        let Output::Rings(id) = self.bench.outputs.remove(at) else { return };
+        self.rings += 1;
+        self.bench.wire.to_app.clear();
+        self.bench.input(Input::Lent(id, Some(rings(self.rings))));
+        let syn_ack = self.bench.take_app().pop().expect("a SYN-ACK");
+        let bytes = match said(flow) {
+            Some(name) => format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n"),
+            None => "\0".to_owned(),
+        };
+        let next = syn_ack.sequence.wrapping_add(1);
+        let to = HOSTS[usize::from(flow / 3) % HOSTS.len()];
+        let segment = aimed(tcp(false, ACK, 1001, next, bytes.as_bytes()), port(flow), to);
+        self.bench.packet(&segment);
+    }
+
+    /// A flow that opens now has the name that it says, or the one asked last.
     fn named(&self, report: &Report) {
-        let name = self.names.get(&report.destination.ip()).copied();
-        assert_eq!(report.name.as_deref(), name, "{report:?}");
-        assert_eq!(report.resolvers.len(), usize::from(name.is_some()), "{report:?}");
+        let asked = self.names.get(&report.destination.ip()).copied();
+        let name = if report.peeked { said(report.client.port() - port(0)) } else { asked };
+        assert_eq!(report.name.as_ref().map(|name| &*name.text), name, "{report:?}");
+        assert_eq!(report.resolvers.len(), usize::from(asked.is_some()), "{report:?}");
     }
 
     fn step(&mut self, step: &Step) {
@@ -228,6 +254,7 @@ impl Model {
         let is_live = self.live.values().any(|report| report.client.port() == port(flow));
         let opened = self.bench.engine.flows_opened();
         let outcome = self.bench.packet(&packet(flow));
+        self.speak(flow);
         let outputs = std::mem::take(&mut self.bench.outputs);
         for output in &outputs {
             if let Output::Connect(id, ..) = output {
@@ -272,9 +299,13 @@ impl Model {
         let over = walk.is_over();
         self.bench.run();
         let told: Vec<u64> = self.closed().map(|report| report.number).collect();
-        assert_eq!(told, cut.iter().map(|r| r.number).collect::<Vec<_>>(), "each is told once");
+        assert_eq!(
+            told,
+            cut.iter().map(|cut| cut.flow.number).collect::<Vec<_>>(),
+            "each is told once"
+        );
         self.bench.outputs.clear();
-        for report in &cut {
+        for Cut { flow: report, .. } in &cut {
             self.check(report);
             let before = self.live.remove(&report.number).expect("only what lives is cut");
             if before.stage == Stage::Connecting {

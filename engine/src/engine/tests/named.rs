@@ -30,7 +30,7 @@ impl Bench {
 
 fn brief(report: &Report) -> (Option<&str>, Vec<&str>, &str) {
     let resolvers = report.resolvers.iter().map(|name| &**name).collect();
-    (report.name.as_deref(), resolvers, report.rule.as_deref().unwrap_or(""))
+    (report.name.as_ref().map(|name| &*name.text), resolvers, report.rule.as_deref().unwrap_or(""))
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn the_name_that_was_asked_last_is_judged() {
     assert!(bench.engine.is_newest("x.ads.example", &addresses, bench.now));
     assert!(!bench.engine.is_newest("www.example", &addresses, bench.now));
     bench.wait(12 * MINUTE);
-    assert_eq!(bench.engine.name_of(A.into(), bench.now), None);
+    assert_eq!(bench.engine.names_of(A.into(), bench.now), (Vec::new(), ResolverSet::EMPTY));
     assert_eq!(brief(&bench.udp_to(5, A)), (None, vec![], "nameless"));
 }
 
@@ -61,14 +61,14 @@ fn the_name_that_was_asked_last_is_judged() {
 fn a_reload_judges_by_the_name_of_the_opening() {
     let mut bench = Bench::new(config());
     bench.learn("old.example", A, MINUTE);
-    assert_eq!(bench.udp_to(1, A).name.as_deref(), Some("old.example"));
+    assert_eq!(brief(&bench.udp_to(1, A)).0, Some("old.example"));
     assert_eq!(bench.udp_to(2, B).name, None);
     bench.learn("new.example", A, MINUTE);
     bench.learn("new.example", B, MINUTE);
     assert_eq!(bench.reload("block to new.example"), []);
     let (mut walk, mut changed) = (Walk::default(), Vec::new());
     let other = policy("block to unknown-name");
-    bench.engine.compare(&other, &mut walk, bench.now, |flow, decision| {
+    bench.engine.compare(&other, None, None, &mut walk, bench.now, |flow, decision, _| {
         changed.push((flow.client.port(), decision.verdict));
     });
     assert_eq!(changed, [(2, Verdict::Block)]);
@@ -78,6 +78,6 @@ fn a_reload_judges_by_the_name_of_the_opening() {
         bench.packet(&aimed(udp(false, b"x"), 1, A));
     }
     let cut = bench.reload("block to old.example");
-    let names: Vec<_> = cut.iter().map(|report| report.name.as_deref()).collect();
+    let names: Vec<_> = cut.iter().map(|report| brief(report).0).collect();
     assert_eq!(names, [Some("old.example")]);
 }

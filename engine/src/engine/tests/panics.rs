@@ -33,6 +33,16 @@ impl Sink for Faulty<'_> {
         self.fail(u16::from(datagram.payload[0]));
         self.wire.to_far(way, datagram)
     }
+
+    fn to_link(
+        &mut self,
+        link: LinkId,
+        headers: &[u8],
+        payload: &[u8],
+        meta: Meta,
+    ) -> Result<(), Unsent> {
+        self.wire.to_link(link, headers, payload, meta)
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a reload does to flows of every kind and state.
 
 use super::*;
-use crate::engine::Walk;
+use crate::engine::{Cut, Walk};
 use crate::policy::Verdict;
 use crate::{Protocol, Report};
 
@@ -18,7 +18,7 @@ impl Bench {
             self.engine.rejudge(&mut walk, &mut cut, self.now, &mut self.wire);
             self.run();
         }
-        cut
+        cut.into_iter().map(|cut| cut.flow).collect()
     }
 
     pub(super) fn list(&self) -> Vec<Report> {
@@ -208,7 +208,7 @@ fn answers_of_a_verdict_are_forgotten_and_failures_are_not() {
 
 #[test]
 fn nobody_is_asked_for_what_only_the_new_policy_needs() {
-    let root = |_| Some(Owner { uid: 0, cgroup: None });
+    let root = |_| Some(Owner { uid: 0, cgroup: None, of_proxy: false });
     for (reports, text, cut) in [
         // Never asked: neither of the rules can hold.
         (false, "block user 0", 0),
@@ -275,7 +275,9 @@ fn a_reload_that_comes_before_the_last_has_ended_takes_over() {
     bench.engine.rejudge(&mut walk, &mut first, bench.now, &mut bench.wire);
     assert_eq!(first.len(), 128);
     let second = bench.reload("block to 203.0.113.9 id a");
-    assert!(first.iter().all(|r| (r.generation, r.rule.as_deref()) == (2, Some("b"))));
+    assert!(
+        first.iter().all(|Cut { flow: r, .. }| (r.generation, r.rule.as_deref()) == (2, Some("b")))
+    );
     assert!(second.iter().all(|r| (r.generation, r.rule.as_deref()) == (3, Some("a"))));
     assert_eq!(second.len(), 300, "all of the one host");
     assert_eq!(bench.list().len(), 600 - 128 - 300, "of the other what was not judged between");
@@ -308,8 +310,8 @@ fn a_comparison_tells_what_a_reload_would_do_and_does_nothing() {
     let other = policy("block to 198.51.100.7 id b\nallow id same");
     let (mut walk, mut changed) = (Walk::default(), Vec::new());
     while !walk.is_over() {
-        let add = |flow, decision| changed.push((flow, decision));
-        bench.engine.compare(&other, &mut walk, bench.now, add);
+        let add = |flow, decision, _| changed.push((flow, decision));
+        bench.engine.compare(&other, None, None, &mut walk, bench.now, add);
     }
     let (flows, decisions): (Vec<Report>, Vec<_>) = changed.into_iter().unzip();
     assert!(

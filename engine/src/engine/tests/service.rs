@@ -70,15 +70,15 @@ impl Bench {
 fn which_flows_are_the_resolvers() {
     const PORT_53: (Option<u8>, u16) = (None, 53);
     let cases = [
-        ("its address", INSIDE, PORT_53, [Some(Via::Dns); 2]),
-        ("its address over TCP", INSIDE, (Some(TCP), 53), [Some(Via::Dns); 2]),
-        ("another port of it", INSIDE, (None, 853), [Some(Via::Dns); 2]),
-        ("an echo to it", INSIDE, (Some(ICMP), 0), [Some(Via::Dns); 2]),
+        ("its address", INSIDE, PORT_53, [Some(Via::Dns), Some(Via::Dns)]),
+        ("its address over TCP", INSIDE, (Some(TCP), 53), [Some(Via::Dns), Some(Via::Dns)]),
+        ("another port of it", INSIDE, (None, 853), [Some(Via::Dns), Some(Via::Dns)]),
+        ("an echo to it", INSIDE, (Some(ICMP), 0), [Some(Via::Dns), Some(Via::Dns)]),
         ("another address", [8, 8, 8, 8], PORT_53, [Some(Via::Direct), Some(Via::Dns)]),
         ("... over TCP", [8, 8, 8, 8], (Some(TCP), 53), [Some(Via::Direct), Some(Via::Dns)]),
         ("a loopback address", [127, 0, 0, 53], PORT_53, [None, Some(Via::Dns)]),
-        ("a group", [224, 0, 0, 251], PORT_53, [Some(Via::Direct); 2]),
-        ("another service", [8, 8, 8, 8], (None, 80), [Some(Via::Direct); 2]),
+        ("a group", [224, 0, 0, 251], PORT_53, [Some(Via::Direct), Some(Via::Direct)]),
+        ("another service", [8, 8, 8, 8], (None, 80), [Some(Via::Direct), Some(Via::Direct)]),
     ];
     for (name, host, (protocol, port), via) in cases {
         for (intercept, via) in [false, true].into_iter().zip(via) {
@@ -91,13 +91,13 @@ fn which_flows_are_the_resolvers() {
             let outcome = bench.packet(&packet);
             bench.input(Input::Shutdown);
             let reports = bench.outputs.iter().filter_map(|output| match output {
-                Output::Report(report) => Some(report.via),
+                Output::Report(report) => Some(report.via.clone()),
                 _ => None,
             });
             let seen: Vec<Via> = reports.collect();
-            assert_eq!(seen.last().copied(), via, "{name}, intercept {intercept}");
-            assert!(seen.iter().all(|it| Some(*it) == via), "{name}");
-            let want = via.map_or(Outcome::Dropped(Dropped::Martian), |_| Outcome::Held);
+            assert_eq!(seen.last().cloned(), via, "{name}, intercept {intercept}");
+            assert!(seen.iter().all(|it| Some(it) == via.as_ref()), "{name}");
+            let want = via.as_ref().map_or(Outcome::Dropped(Dropped::Martian), |_| Outcome::Held);
             assert_eq!(outcome, want, "{name}");
         }
     }
@@ -147,7 +147,7 @@ fn a_question_is_answered_without_a_socket() {
             continue;
         }
         let Some(Output::Report(last)) = bench.outputs.last() else { panic!("a report") };
-        assert_eq!((last.via, last.egress, last.egress_port), (Via::Dns, None, None));
+        assert_eq!((last.via.clone(), last.egress, last.egress_port), (Via::Dns, None, None));
         assert_eq!((last.sent, last.received), (6, 6));
         assert_eq!((last.packets_sent, last.packets_received), (2, 1));
         assert_eq!((last.verdict, last.stage), (Some(Verdict::Allow), Stage::Closed));
@@ -164,6 +164,10 @@ fn a_super_datagram_reaches_the_service_whole_with_its_step() {
             self.0.push(datagram.segment);
             Ok(())
         }
+
+        fn to_link(&mut self, _: LinkId, _: &[u8], _: &[u8], _: Meta) -> Result<(), Unsent> {
+            Ok(())
+        }
     }
     let mut bench = Bench::new(Config { reports: false, ..resolver(false) });
     let mut steps = Steps(Vec::new());
@@ -176,7 +180,7 @@ fn a_super_datagram_reaches_the_service_whole_with_its_step() {
 
 #[test]
 fn the_verdict_comes_first_and_knows_no_source() {
-    let user = |_| Some(Owner { uid: 1000, cgroup: None });
+    let user = |_| Some(Owner { uid: 1000, cgroup: None, of_proxy: false });
     for (rules, verdict) in [
         ("block to 198.18.0.2", Verdict::Block),
         ("block udp port 53", Verdict::Block),
@@ -205,7 +209,10 @@ fn the_verdict_comes_first_and_knows_no_source() {
             assert_eq!((packet[9], packet[20], packet[21]), (ICMP, 3, 13), "{rules}");
         }
         let Some(Output::Report(report)) = bench.outputs.first() else { panic!("a report") };
-        assert_eq!((report.verdict, report.via, report.egress), (Some(verdict), Via::Dns, None));
+        assert_eq!(
+            (report.verdict, report.via.clone(), report.egress),
+            (Some(verdict), Via::Dns, None)
+        );
     }
     // A forwarded flow's source is its client.
     let forwarded = Own::Addresses { device: Vec::new(), host: Vec::new() };
@@ -444,7 +451,7 @@ impl Model {
                 let allowed = match outcome {
                     Outcome::ToEgress => true,
                     Outcome::Held => !questions.is_empty(),
-                    Outcome::ToApp | Outcome::Dropped(_) => false,
+                    Outcome::ToApp | Outcome::ToLink | Outcome::Dropped(_) => false,
                 };
                 assert_eq!(questions.len(), usize::from(allowed), "{outcome:?}");
                 bench.wire.to_app.clear();
@@ -542,7 +549,7 @@ proptest! {
     fn questions_and_answers_in_any_order(steps in prop::collection::vec(step(), 1..150)) {
         let mut bench = Bench::new(resolver(true));
         bench.owner = |client| {
-            client.port().is_multiple_of(2).then_some(Owner { uid: 1000, cgroup: None })
+            client.port().is_multiple_of(2).then_some(Owner { uid: 1000, cgroup: None, of_proxy: false })
         };
         let mut model = Model { bench, open: VecDeque::new(), walk: Walk::default(), packets: 0 };
         for step in &steps {
@@ -570,6 +577,10 @@ fn what_a_question_costs() {
             if let Way::Service(id) = way {
                 self.1 = Some(id);
             }
+            Ok(())
+        }
+
+        fn to_link(&mut self, _: LinkId, _: &[u8], _: &[u8], _: Meta) -> Result<(), Unsent> {
             Ok(())
         }
     }
@@ -605,4 +616,93 @@ fn what_a_question_costs() {
         let nanos = began.elapsed().as_nanos() as f64 / f64::from(COUNT);
         println!("{name}: {nanos:.0} ns for a question and its answer");
     }
+}
+
+/// Where the resolver answers changes with a reload: what leads elsewhere by it ends, in silence
+/// or by RST, and its next packet goes where it should.
+#[test]
+fn the_resolver_moves() {
+    const ELSEWHERE_PORT: u16 = 53;
+    let at = |host: [u8; 4], intercept| ResolverService { addresses: vec![host.into()], intercept };
+    // A question to `host`, whose flow is the resolver's before and after, or is not.
+    for (name, host, before, after, via) in [
+        ("it stays", INSIDE, at(INSIDE, false), at(INSIDE, false), [Via::Dns, Via::Dns]),
+        ("it goes", INSIDE, at(INSIDE, false), at(ELSEWHERE, false), [Via::Dns, Via::Direct]),
+        ("it comes", ELSEWHERE, at(INSIDE, false), at(ELSEWHERE, false), [Via::Direct, Via::Dns]),
+        ("all", ELSEWHERE, at(INSIDE, false), at(INSIDE, true), [Via::Direct, Via::Dns]),
+        ("no longer all", ELSEWHERE, at(INSIDE, true), at(INSIDE, false), [Via::Dns, Via::Direct]),
+        ("all as before", ELSEWHERE, at(INSIDE, true), at(ELSEWHERE, true), [Via::Dns, Via::Dns]),
+    ] {
+        let moves = via[0] != via[1];
+        let services = Services { resolver: Some(before), ..Services::default() };
+        let mut bench = Bench::new(Config { services, ..config() });
+        let to = (host, ELSEWHERE_PORT);
+        bench.packet(&aimed_at(udp(false, b"x"), 1, to));
+        bench.packet(&aimed_at(tcp(false, SYN, 1000, 0, b""), 2, to));
+        let connecting = bench.outputs.iter().find_map(|output| match output {
+            Output::Serve(id) | Output::Connect(id, ..) => Some(*id),
+            _ => None,
+        });
+        let id = connecting.expect("a connection");
+        bench.input(Input::Connected(id, 1, rings(2)));
+        let syn_ack = bench.take_app().pop().expect("a SYN-ACK");
+        let next = syn_ack.sequence.wrapping_add(1);
+        bench.packet(&aimed_at(tcp(false, ACK, 1001, next, b""), 2, to));
+        // One that connects still.
+        bench.packet(&aimed_at(tcp(false, SYN, 5000, 0, b""), 3, to));
+        // And one of nobody's.
+        bench.packet(&aimed_at(udp(false, b"x"), 4, ([192, 0, 2, 7], 80)));
+        let vias =
+            |bench: &Bench| -> Vec<Via> { bench.list().iter().map(|r| r.via.clone()).collect() };
+        let first = || via[0].clone();
+        assert_eq!(vias(&bench), [first(), first(), first(), Via::Direct], "{name}");
+        bench.wire.to_app.clear();
+        bench.wire.to_far.clear();
+        bench.outputs.clear();
+
+        // Asked first, nothing changes.
+        let (mut walk, mut would) = (Walk::default(), 0);
+        let same = policy("default allow");
+        while !walk.is_over() {
+            let count = |_, _, _| would += 1;
+            bench.engine.compare(&same, Some(&after), None, &mut walk, bench.now, count);
+        }
+        assert_eq!((would, bench.engine.flows()), (if moves { 3 } else { 0 }, 4), "{name}");
+
+        bench.engine.set_resolver(after);
+        let cut = bench.reload("default allow");
+        assert_eq!(cut.len(), would, "{name}");
+        assert!(cut.iter().all(|r| r.reason == Some(Reason::PolicyChanged)), "{name}");
+        let told = std::mem::take(&mut bench.wire.to_app);
+        assert!(told.iter().all(|packet| packet[9] == TCP), "datagrams end in silence: {name}");
+        let resets = told.iter().filter(|p| Segment::parse(p).flags & RST != 0).count();
+        assert_eq!(resets, usize::from(moves), "{name}: the open one alone");
+        bench.outputs.clear();
+
+        // The next packets; the SYN comes again by itself.
+        bench.packet(&aimed_at(udp(false, b"y"), 1, to));
+        bench.packet(&aimed_at(tcp(false, SYN, 5000, 0, b""), 3, to));
+        assert!(
+            bench.list().iter().filter(|r| r.destination.port() == 53).all(|r| r.via == via[1])
+        );
+        let served = bench.wire.to_far.iter().any(|(way, _)| matches!(way, Way::Service(_)));
+        assert_eq!(served, via[1] == Via::Dns, "{name}");
+    }
+}
+
+/// A port of the resolver's address that was refused is not refused from memory when it is
+/// somebody else's.
+#[test]
+fn what_was_refused_of_the_resolvers_address_is_forgotten_with_it() {
+    let mut bench = Bench::new(resolver(false));
+    let packet = aimed_at(udp(false, b"x"), 1, (INSIDE, 853));
+    bench.packet(&packet);
+    assert_eq!(bench.wire.to_app.len(), 1, "refused");
+    let away = ResolverService { addresses: vec![ELSEWHERE.into()], intercept: false };
+    bench.engine.set_resolver(away);
+    assert!(bench.reload("default allow").is_empty(), "it was over");
+    bench.wire.to_app.clear();
+    bench.packet(&packet);
+    assert!(bench.wire.to_app.is_empty());
+    assert_eq!(bench.list().len(), 1);
 }

@@ -15,7 +15,7 @@ use super::super::set::{Members, UnitKey};
 use super::super::{item, parse};
 use super::units::own;
 use super::{ClauseEntry, Compiler, Lowered, RuleEntry, Test, not_yet, unknown_user, way_out};
-use crate::ResolverId;
+use crate::{ResolverId, WayId};
 
 /// Lists over two dimensions of which one has to hold.
 type Either = SmallVec<[[Term; 2]; 2]>;
@@ -64,10 +64,6 @@ impl Compiler<'_> {
                     self.addresses(source, "to", list);
                     Test::Always
                 }
-                Clause::Via(via) => {
-                    self.way_out(Site { source, span: via.span }, &via.value);
-                    Test::Always
-                }
                 Clause::To(list) => {
                     let terms = self.destination(source, list, lowered);
                     add(terms, &mut row, &mut either)
@@ -79,6 +75,7 @@ impl Compiler<'_> {
                 Clause::From(_)
                 | Clause::Client(_)
                 | Clause::Port(_)
+                | Clause::Via(_)
                 | Clause::Resolver(_)
                 | Clause::User(_)
                 | Clause::App(_)
@@ -117,6 +114,7 @@ impl Compiler<'_> {
             site: Site { source, span: line.span },
             line: line.number,
             clauses: first_clause..position(lowered.clauses.len()),
+            ways: position(lowered.ways.len())..position(lowered.ways.len()),
         });
     }
 
@@ -143,6 +141,12 @@ impl Compiler<'_> {
                 let narrow = ports.map(|p| (u32::from(p.first), u32::from(p.last))).collect();
                 (Dimension::Port, list.not, own(Members { narrow, ..Members::default() }))
             }
+            Clause::Via(via) => {
+                let way = self.way_out(Site { source, span: via.span }, &via.value)?;
+                let number = u32::from(way.number());
+                let narrow = [(number, number)].into();
+                (Dimension::Via, false, own(Members { narrow, ..Members::default() }))
+            }
             Clause::User(list) => (Dimension::Uid, list.not, self.users(source, list)),
             Clause::Cgroup(list) => (Dimension::Cgroup, list.not, self.names.cgroup_list(list)),
             Clause::App(_) => {
@@ -153,11 +157,7 @@ impl Compiler<'_> {
                 self.not_yet(site, "`protected`", "without it the rule allows the same");
                 return None;
             }
-            Clause::Protocol(_)
-            | Clause::To(_)
-            | Clause::Egress(_)
-            | Clause::Via(_)
-            | Clause::Id(_) => return None,
+            Clause::Protocol(_) | Clause::To(_) | Clause::Egress(_) | Clause::Id(_) => return None,
         };
         Some(Term { dimension, not, unit: lowered.unit(dimension, key, &self.sets) })
     }
@@ -400,8 +400,8 @@ impl Compiler<'_> {
         true
     }
 
-    pub(super) fn way_out(&mut self, site: Site, name: &str) {
-        way_out(self.findings, site, name);
+    pub(super) fn way_out(&mut self, site: Site, name: &str) -> Option<WayId> {
+        way_out(self.findings, &self.ways, site, name)
     }
 
     pub(super) fn not_yet(&mut self, site: Site, what: &str, help: &str) {

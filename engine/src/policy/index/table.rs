@@ -137,6 +137,10 @@ impl Table {
             Ok(pair)
         })?;
         table.unknown = table.union(units, rows, |members| members.unknown)?;
+        // What has no domain and does not say `unknown-name` is not a list of names.
+        table.possible_narrow = table.union(units, rows, |members| {
+            members.unknown || members.domains.as_deref().is_some_and(|list| !list.is_empty())
+        })?;
         Ok((table, names, lowest))
     }
 

@@ -106,8 +106,10 @@ fn measure(kind: Kind, rules: u32, items: u32) {
             let client = (ip(random(1 << 30)), 1);
             let mut facts = Facts::new(Protocol::Tcp, client.into(), destination.into(), true);
             let source = ip(random(1 << 16) << 16 | random(1 << 16));
-            facts.egress = Fact::Known(crate::Egress { address: source, device });
-            facts.owner = Fact::Known(Owner { uid: random(5_000), cgroup: None });
+            facts.egress = Fact::answered(Some(crate::Egress { address: source, device }));
+            facts.name = Fact::Unknown;
+            facts.owner =
+                Fact::answered(Some(Owner { uid: random(5_000), cgroup: None, of_proxy: false }));
             facts
         })
         .collect();
@@ -184,7 +186,7 @@ fn measure_names(items: u32, below: u32, rules: u32) {
             let destination = "192.0.2.1:443".parse().expect("address");
             let client = "198.18.0.1:1".parse().expect("address");
             let mut facts = Facts::new(Protocol::Tcp, client, destination, true);
-            facts.name = Some(name.into());
+            facts.name = Fact::answered(Some(crate::Name::asked(name.into())));
             facts
         })
         .collect();
@@ -197,7 +199,7 @@ fn measure_names(items: u32, below: u32, rules: u32) {
     let judge = (cpu_time() - before) / flows.len() as u32;
     let before = cpu_time();
     let mut none = 0;
-    for name in flows.iter().filter_map(|facts| facts.name.as_deref()) {
+    for name in flows.iter().filter_map(|facts| facts.name.known().map(|name| &*name.text)) {
         none += usize::from(policy.resolution(name).form == Form::None);
     }
     let resolution = (cpu_time() - before) / flows.len() as u32;

@@ -82,7 +82,8 @@ fn cgroups_count_with_all_below() {
         let address = |text: &str| text.parse().expect("address");
         let (client, far) = (address("198.18.0.1:1"), address("192.0.2.1:80"));
         let mut facts = Facts::new(Protocol::Tcp, client, far, true);
-        facts.owner = Fact::Known(Owner { uid: 0, cgroup: Some(path.into()) });
+        facts.owner =
+            Fact::answered(Some(Owner { uid: 0, cgroup: Some(path.into()), of_proxy: false }));
         let Judgement::Decided(decision) = policy.judge(&facts) else { panic!("owner is known") };
         assert_eq!(decision.verdict, want, "{path}");
     }

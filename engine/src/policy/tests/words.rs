@@ -69,11 +69,8 @@ fn refused_in_this_version_at_its_place() {
     for (text, column) in [
         ("allow tcp app /usr/bin/curl", 11),
         ("allow udp protected", 11),
-        ("allow tcp via wg0", 15),
-        ("route to 10.0.0.0/8 via wg0, direct", 25),
         ("ask tcp within 2s else drop", 1),
         ("expect block tcp any to 10.0.0.1 app /usr/bin/curl", 38),
-        ("expect block tcp any to 10.0.0.1 via wg0", 38),
     ] {
         let want = format!("{} a.policy:2:{column}", code::NOT_IN_THIS_VERSION);
         assert_eq!(said(&line(text)), [want], "{text}");

@@ -57,6 +57,7 @@ fn ask(question: &str, given: &mut Arguments<'_>) -> Result<Value> {
         "rate" => load::rate(given.address()?, given.next()?, given.next()?),
         "udp" => udp::once(given.address()?, given.milliseconds_or(1_000)?),
         "udp-echo" => udp::echo(given.address()?, given.next()?, given.next()?),
+        "udp-until" => udp::until(given.address()?, given.milliseconds_or(5_000)?),
         "udp-latency" => udp::latency(given.address()?, given.next()?),
         "udp-segments" => udp::segments(given.address()?, given.next()?, given.next()?),
         "udp-mapping" => udp::mapping(given.address()?, given.address()?),

@@ -122,6 +122,26 @@ pub(crate) fn echo(to: SocketAddr, count: u64, size: usize) -> Result<Value> {
     Ok(json!({"answered": answered, "wrong": wrong, "errno": null}))
 }
 
+/// Sends a datagram again and again, each when the one before was answered or 50 ms later, until
+/// there is an error: how often it was answered, and the error.
+pub(crate) fn until(to: SocketAddr, limit: Duration) -> Result<Value> {
+    let socket = socket_for(to)?;
+    socket.connect(to)?;
+    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let (started, mut answered) = (Instant::now(), 0);
+    while started.elapsed() < limit {
+        let result = socket.send(b"ping").and_then(|_| socket.recv(&mut [0; 64]));
+        match result {
+            Ok(_) => answered += 1,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                return Ok(json!({"answered": answered, "errno": errno::name(&error)}));
+            }
+        }
+    }
+    Ok(json!({"answered": answered, "errno": null}))
+}
+
 /// How long `count` datagrams took to come back, one after the other.
 pub(crate) fn latency(to: SocketAddr, count: usize) -> Result<Value> {
     let socket = socket_for(to)?;

@@ -187,7 +187,17 @@ impl Host {
 
     fn reload(&self, rules: &str, generation: u64) -> Vec<Report> {
         let policy = policy(rules);
-        self.ask(|answer| Request::Reload(Reload { policy, generation, limits: LIMITS, answer }))
+        let cut: Vec<Cut> = self.ask(|answer| {
+            Request::Reload(Reload {
+                policy,
+                generation,
+                limits: LIMITS,
+                resolver: None,
+                ways: None,
+                answer,
+            })
+        });
+        cut.into_iter().map(|cut| cut.flow).collect()
     }
 
     fn flows(&self) -> Vec<Report> {
@@ -208,7 +218,7 @@ impl Host {
         let totals = self.thread.join().expect("the shard ended in order");
         let reports = self.reports.iter().map(|(_, report)| report);
         let counters = &totals.engine;
-        let outcomes = counters.to_app + counters.to_egress + counters.held;
+        let outcomes = counters.to_app + counters.to_egress + counters.to_link + counters.held;
         assert_eq!(outcomes + counters.dropped.iter().sum::<u64>(), counters.packets_in);
         (totals.clone(), reports.filter(|report| report.stage == Stage::Closed).collect())
     }
@@ -299,7 +309,10 @@ fn datagrams_are_answered_at_once_later_or_never() {
         let (totals, ends) = host.stop();
         assert_eq!((totals.panics, ends.len()), (0, 3));
         for report in &ends {
-            assert_eq!((report.via, report.egress, report.egress_port), (Via::Dns, None, None));
+            assert_eq!(
+                (report.via.clone(), report.egress, report.egress_port),
+                (Via::Dns, None, None)
+            );
             assert_eq!(report.owner.as_ref().map(|owner| owner.uid), Some(0));
         }
         let first = ends.iter().find(|report| report.client == asker.client).unwrap();
@@ -413,7 +426,7 @@ fn a_connection_asks_many_and_answers_come_in_any_order() {
         let (totals, ends) = host.stop();
         assert_eq!((totals.panics, ends.len()), (0, 1));
         let end = &ends[0];
-        assert_eq!((end.reason, end.via), (Some(Reason::AppClosed), Via::Dns));
+        assert_eq!((end.reason, end.via.clone()), (Some(Reason::AppClosed), Via::Dns));
         assert_eq!((end.egress, end.egress_port), (None, None));
         assert!(end.sent > 0 && end.received > 0);
     });
@@ -632,9 +645,9 @@ fn replies_are_bounded_and_many_wake_once() {
         }
         assert_eq!(handle.reply(reply.clone()), Err(Unasked::Busy));
         let mut count = [0; 8];
-        rustix::io::read(&*handle.wake, &mut count).unwrap();
+        rustix::io::read(handle.bell.fd(), &mut count).unwrap();
         assert_eq!(u64::from_ne_bytes(count), 1, "written once");
-        rustix::io::write(&*handle.wake, &count).unwrap();
+        rustix::io::write(handle.bell.fd(), &count).unwrap();
         let thread = spawn(move || driver.run().unwrap());
         wait_for("all are taken", || {
             let status = ask(&handle, |answer| Request::Status { answer });

@@ -25,12 +25,15 @@
 //! - `postrouting`: what is forwarded into the TUN keeps its client's address: a chain before all
 //!   others rewrites the source to what it is, and conntrack rewrites a source only once.
 //!
-//! A table becomes one of that form by one transaction, in which its sets keep what is in them.
+//! For what conntrack would know by itself there are two more sets without it: `protocols4` and 6
+//! of who speaks anything but TCP, UDP and ICMP to us, and `marked4` and 6 of TCP connections
+//! to a server whose socket has somebody else's mark, which the kernel leaves as it is. Until
+//! conntrack is used nothing is forwarded into the TUN.
 //!
-//! Until then nothing is forwarded into the TUN. For what conntrack would know by itself there
-//! are two more sets without it: `protocols4` and 6 of who speaks anything but TCP, UDP and ICMP
-//! to us, and `marked4` and 6 of TCP connections to a server whose socket has somebody
-//! else's mark, which the kernel leaves as it is.
+//! A table becomes one of the other form by one transaction, in which its sets keep what is in
+//! them. `output` goes on reading the two that nobody fills any more: conntrack makes its entries
+//! for what was open before out of the middle, or made them when somebody else began to use
+//! it, and then without a mark. The first answer that a set knows marks the entry.
 //!
 //! `rp_filter` is off, so the same check is made here, after the marks and with ours: what the
 //! routes behind our rules say is what counts. A packet from outside to the TUN's own
@@ -51,12 +54,43 @@ use super::{TABLE, is_pattern};
 
 /// The table's text for a plan, in the form that the plan asks for, in place of any that is there.
 pub(in super::super) fn ruleset(plan: &Plan, seen: &Seen) -> String {
-    format!("add table inet {TABLE}\ndelete table inet {TABLE}\n{}", table(plan, seen, plan.tracks))
+    let form = if plan.tracks { Form::Tracked } else { Form::Untracked };
+    format!("add table inet {TABLE}\ndelete table inet {TABLE}\n{}", table(plan, seen, form))
 }
 
-/// The text that makes the table one that uses conntrack. What its sets hold stays.
+/// The text of a table that uses conntrack, in place of one that does not. What that one's sets
+/// hold stays.
 pub(in super::super) fn tracking(plan: &Plan, seen: &Seen) -> String {
-    format!("flush table inet {TABLE}\n{}", table(plan, seen, true))
+    format!(
+        "add table inet {TABLE}\nflush table inet {TABLE}\n{}",
+        table(plan, seen, Form::Switched)
+    )
+}
+
+/// Whether the table uses conntrack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Untracked,
+    Tracked,
+    /// It does, and has not from the start.
+    Switched,
+}
+
+impl Form {
+    fn tracks(self) -> bool {
+        match self {
+            Self::Untracked => false,
+            Self::Tracked | Self::Switched => true,
+        }
+    }
+
+    /// Whether there is something in the sets that stand in for conntrack.
+    fn has_stand_ins(self) -> bool {
+        match self {
+            Self::Untracked | Self::Switched => true,
+            Self::Tracked => false,
+        }
+    }
 }
 
 /// Statements and expressions of this plan's.
@@ -109,7 +143,7 @@ const V6: Version = Version {
     at: "ipv6_addr",
 };
 
-fn table(plan: &Plan, seen: &Seen, tracks: bool) -> String {
+fn table(plan: &Plan, seen: &Seen, form: Form) -> String {
     let (value, mask, rest) = (plan.mark.value, plan.mark.mask, !plan.mark.mask);
     let own = |version: &'static Version| {
         let v4 = version.ip == V4.ip;
@@ -125,12 +159,12 @@ fn table(plan: &Plan, seen: &Seen, tracks: bool) -> String {
     };
     let mut text = Text(format!("table inet {TABLE} {{\n"));
     for version in [&V4, &V6] {
-        sets(&mut text, version, tracks);
+        sets(&mut text, version, form);
     }
-    prerouting(&mut text, plan, seen, &words, tracks);
-    input(&mut text, &words, tracks);
-    output(&mut text, &words, tracks);
-    if tracks {
+    prerouting(&mut text, plan, seen, &words, form.tracks());
+    input(&mut text, &words, form.tracks());
+    output(&mut text, &words, form);
+    if form.tracks() {
         let Words { ours, mark, mark_entry, .. } = &words;
         // What is most, captured packets and our own, leaves first: this is run for each.
         let mut rules = vec![format!("meta mark {ours} {mark_entry} accept")];
@@ -179,7 +213,7 @@ impl Text {
     }
 }
 
-fn sets(text: &mut Text, version: &Version, tracks: bool) {
+fn sets(text: &mut Text, version: &Version, form: Form) {
     let Version { number, at, .. } = version;
     let address = format!("ipv{number}_addr");
     let connection = format!("{address} . inet_service . {address} . inet_service");
@@ -189,7 +223,7 @@ fn sets(text: &mut Text, version: &Version, tracks: bool) {
         "set asked{number} {{ type {address} . inet_service . inet_service; {asked} }}"
     ));
     text.line(format_args!("map asked_at{number} {{ type {at} : {address}; {asked} }}"));
-    if !tracks {
+    if form.has_stand_ins() {
         text.line(format_args!(
             "set protocols{number} {{ type {address} . inet_proto; \
              flags dynamic,timeout; timeout {ASKED_SECONDS}s; size {FEW}; }}"
@@ -307,7 +341,7 @@ fn input(text: &mut Text, words: &Words, tracks: bool) {
 }
 
 /// Marks of answers. A packet whose mark or source has changed here is routed again.
-fn output(text: &mut Text, words: &Words, tracks: bool) {
+fn output(text: &mut Text, words: &Words, form: Form) {
     let Words { ours, mark, own, .. } = words;
     for version in [&V4, &V6] {
         let Version { ip, number, answers, answers_at, .. } = version;
@@ -333,12 +367,15 @@ fn output(text: &mut Text, words: &Words, tracks: bool) {
     for Version { ip, number, .. } in [&V4, &V6] {
         let connection = format!("{ip} saddr . tcp sport . {ip} daddr . tcp dport");
         rules.push(format!("{connection} @accepted{number} {mark} accept"));
-        if !tracks {
+        if form.has_stand_ins() {
             rules.push(format!(
                 "meta mark != 0 {connection} @marked{number} {mark} \
                  update @marked{number} {{ {connection} }} accept"
             ));
-            rules.push(format!("{ip} daddr . meta l4proto @protocols{number} {mark} accept"));
+            rules.push(format!(
+                "{ip} daddr . meta l4proto @protocols{number} {mark} \
+                 update @protocols{number} {{ {ip} daddr . meta l4proto }} accept"
+            ));
         }
     }
     text.chain("output", "route hook output priority raw", &rules);

@@ -1,5 +1,7 @@
 //! Random interleavings of all that can happen to flows to the service.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 
 /// Askers over both transports, answers from two other threads, policies that come and go,
