@@ -20,7 +20,7 @@ use tests::{require_root, require_tunneld};
 const ALLOW: &str = "policy 1\ndefault allow\n";
 
 /// Whether these are the tests of `run_host_tracked`.
-const TRACKED: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"run_host_tracked");
+const TRACKED: bool = matches!(module_path!().as_bytes(), b"promises::run_host_tracked");
 
 /// A host that nobody else tracks connections on, or one that somebody does.
 fn lab() -> Result<Lab> {
