@@ -43,7 +43,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tracing::{error, info, warn};
 use tunnel::device::open_tun;
-use tunnel::driver::{DriverError, Handle, Totals};
+use tunnel::driver::{self, DriverError, Handle, Totals};
 use tunnel::host::{self, Host, HostError};
 use tunnel::owner::{Owners, open_diagnostics};
 
@@ -304,9 +304,14 @@ impl Shards {
             threads: Vec::new(),
             events: Arc::default(),
         };
-        for (number, queue) in queues.into_iter().enumerate() {
+        let build = |(number, queue)| {
             let owners = open_diagnostics().and_then(Owners::new);
-            let driver = blueprint.build(number, queue, owners.ok())?;
+            blueprint.build(number, queue, owners.ok())
+        };
+        let mut drivers =
+            queues.into_iter().enumerate().map(build).collect::<anyhow::Result<Vec<_>>>()?;
+        driver::join(&mut drivers);
+        for (number, driver) in drivers.into_iter().enumerate() {
             shards.handles.push(driver.handle());
             shards.clocks.push(Clock { epoch: SystemTime::now() - driver.epoch().elapsed() });
             let farewell = Farewell::new(Part::Shard(number), farewells);
@@ -358,9 +363,7 @@ fn open_queues(config: &Config) -> anyhow::Result<Vec<OwnedFd>> {
         Queues::Count(count) => count,
         Queues::Auto => {
             let cores = thread::available_parallelism().map_or(1, usize::from);
-            // A tunnel is one shard's: flows of another could not take it.
-            let one = cores < CORES_FOR_TWO || !config.wireguard.is_empty();
-            if one { 1 } else { cores / 2 }
+            if cores < CORES_FOR_TWO { 1 } else { cores / 2 }
         }
     };
     (0..queues)

@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 
 use anyhow::Context;
 use engine::policy::Policy;
-use engine::{Engine, Instant, Own, Report, Services};
+use engine::{Engine, Instant, Own, Report, Services, Share};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tunnel::device::{Device, Tun};
 use tunnel::driver::{Driver, Parts, request};
@@ -57,6 +57,7 @@ impl Blueprint<'_> {
             own: self.own.clone(),
             reports: self.reports.is_some(),
             services: self.services.clone(),
+            share: Share::new(number, self.shards).context("there is no such shard")?,
             seed: random_seed()?,
         };
         let driver = Driver::new(Parts {

@@ -67,6 +67,7 @@ use crate::{
 pub use contract::{
     Config, Datagram, Input, Meta, Output, Services, Sink, Unresolved, Unsent, Way,
 };
+pub use link::{LINK_ERROR, link_error};
 pub use netstack::{Arrived, LinkPort, write_udp};
 pub use own::Own;
 pub use reload::Cut;
@@ -140,7 +141,7 @@ impl Engine {
             names: Names::new(config.seed),
             owners: Recent::new(),
             egresses: Recent::new(),
-            nat: Nat::new(config.seed),
+            nat: Nat::new(config.seed, config.share),
             ways: Arc::default(),
             link_pieces: BTreeMap::new(),
             config,

@@ -21,6 +21,7 @@ pub mod policy;
 mod recent;
 mod report;
 mod resolvers;
+mod share;
 mod sniff;
 mod stack;
 mod time;
@@ -29,8 +30,8 @@ mod ways;
 
 pub use dropped::{Counters, Dropped, Outcome};
 pub use engine::{
-    Arrived, Config, Cut, Datagram, Engine, Input, LinkPort, Meta, Output, Own, PIECE,
-    ResolverService, Services, Sink, Unresolved, Unsent, Walk, Way, write_udp,
+    Arrived, Config, Cut, Datagram, Engine, Input, LINK_ERROR, LinkPort, Meta, Output, Own, PIECE,
+    ResolverService, Services, Sink, Unresolved, Unsent, Walk, Way, link_error, write_udp,
 };
 pub use facts::{DeviceName, Egress, Fact, Facts, Name, NameFrom, Owner, Protocol};
 pub use failure::Failure;
@@ -39,5 +40,6 @@ pub use names::{GRACE, Learned};
 pub use packet::{Checksum, Received};
 pub use report::{Reason, Report, Stage, Via};
 pub use resolvers::{ResolverId, ResolverSet, Resolvers, TooManyResolvers};
+pub use share::Share;
 pub use time::Instant;
 pub use ways::{Leads, Link, LinkId, Proxy, TooManyWays, WayId, WayKind, WayNames, WayOut, Ways};

@@ -2,7 +2,7 @@
 //!
 //! The far side of a flow sees the link's address and a port (or echo identifier) that belongs
 //! to the flow alone as far as that far side is concerned. The client's own port is kept where
-//! it is free (RFC 4787 3.1, port preservation): two flows differ in port only where their far
+//! it is free and this shard's (RFC 4787 3.1, port preservation): two flows differ in port only where their far
 //! sides are the same. An entry lives as long as its flow.
 //!
 //! Ports of our own connections through a link ([`Nat::reserve`]) are no flow's, and no flow is
@@ -12,6 +12,7 @@ use hashbrown::{HashMap, HashSet};
 
 use crate::FlowId;
 use crate::flow::Key;
+use crate::share::Share;
 use crate::ways::LinkId;
 
 /// What a reply names.
@@ -37,6 +38,7 @@ impl NatKey {
 pub(crate) struct Nat {
     flows: HashMap<NatKey, FlowId, foldhash::fast::FixedState>,
     own: HashSet<NatKey, foldhash::fast::FixedState>,
+    share: Share,
     random: u64,
 }
 
@@ -46,22 +48,23 @@ const TRIES: usize = 256;
 const FIRST: u16 = 1024;
 
 impl Nat {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, share: Share) -> Self {
         let hasher = foldhash::fast::FixedState::with_seed(seed);
         let (flows, own) = (HashMap::with_hasher(hasher.clone()), HashSet::with_hasher(hasher));
-        Self { flows, own, random: seed ^ 0x6e61_7470_6f72_7473 }
+        Self { flows, own, share, random: seed ^ 0x6e61_7470_6f72_7473 }
     }
 
     /// Takes the port of `wanted`, or another one, for a flow; `None`: none was found free.
     pub(crate) fn take(&mut self, wanted: NatKey, flow: FlowId) -> Option<u16> {
         let mut key = wanted;
         for _ in 0..TRIES {
-            if self.is_free(&key) {
+            if self.share.other(key.port).is_none() && self.is_free(&key) {
                 self.flows.insert(key, flow);
                 return Some(key.port);
             }
             let ports = u64::from(u16::MAX - FIRST) + 1;
-            key.port = FIRST + (self.next_random() % ports) as u16;
+            let port = FIRST + (self.next_random() % ports) as u16;
+            key.port = self.share.nearest(port, FIRST);
         }
         None
     }
@@ -70,9 +73,9 @@ impl Nat {
         !self.flows.contains_key(key) && !self.own.contains(key)
     }
 
-    /// Takes this very port for ourselves; `false`: it is taken.
+    /// Takes this very port for ourselves; `false`: it is taken, or another shard's.
     pub(crate) fn reserve(&mut self, key: NatKey) -> bool {
-        self.is_free(&key) && self.own.insert(key)
+        self.share.other(key.port).is_none() && self.is_free(&key) && self.own.insert(key)
     }
 
     /// Gives back a port of ours.
@@ -124,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_port_is_kept_where_it_is_free() {
-        let mut nat = Nat::new(7);
+        let mut nat = Nat::new(7, Share::WHOLE);
         let flow = |n| FlowId::from_bits(n);
         assert_eq!(nat.take(key(1, 500), flow(1)), Some(500), "also one of the system's");
         assert_eq!(nat.take(key(2, 500), flow(2)), Some(500), "another far side");
@@ -139,7 +142,7 @@ mod tests {
 
     #[test]
     fn a_port_of_ours_is_no_flows() {
-        let mut nat = Nat::new(7);
+        let mut nat = Nat::new(7, Share::WHOLE);
         let flow = FlowId::from_bits(1);
         assert!(nat.reserve(key(1, 5000)) && !nat.reserve(key(1, 5000)), "once");
         assert_ne!(nat.take(key(1, 5000), flow), Some(5000));
@@ -151,8 +154,20 @@ mod tests {
     }
 
     #[test]
+    fn a_port_of_another_shard_is_not_given() {
+        let share = Share::new(1, 3).expect("one of three");
+        let mut nat = Nat::new(7, share);
+        assert_eq!(nat.take(key(1, 1000), FlowId::from_bits(1)), Some(1000), "1000 % 3 is 1");
+        for flow in 2..200 {
+            let port = nat.take(key(1, 1001), FlowId::from_bits(flow)).expect("there are more");
+            assert!(port % 3 == 1 && port >= FIRST, "{port}");
+        }
+        assert!(nat.reserve(key(1, 1003)) && !nat.reserve(key(1, 1004)));
+    }
+
+    #[test]
     fn ports_end() {
-        let mut nat = Nat::new(7);
+        let mut nat = Nat::new(7, Share::WHOLE);
         let taken =
             (0..200_000).filter(|n| nat.take(key(1, 4000), FlowId::from_bits(*n)).is_some());
         let taken = taken.count();

@@ -8,7 +8,8 @@
 //!
 //! A panic while one flow is carried ends that flow alone and is counted.
 //!
-//! Packets into tunnels are sealed as they come and sent once a turn; what comes out of one is
+//! Packets into tunnels are sealed as they come and sent once a turn, by the shard that has the
+//! tunnels (`lanes`); what comes out of one is
 //! written to the device from where it was opened (`links`). Our own connections through tunnels
 //! have their turn before that (`netstack`).
 //!
@@ -19,6 +20,7 @@
 //! goes over all flows is done a piece a turn (`live`).
 
 mod bell;
+pub(crate) mod lanes;
 mod links;
 mod live;
 mod netstack;
@@ -48,6 +50,8 @@ use tracing::warn;
 
 use crate::device::{Device, MAX_PACKET, RxOffload, virtio};
 pub(crate) use crate::driver::bell::Bell;
+use crate::driver::lanes::Here;
+pub use crate::driver::lanes::join;
 use crate::driver::live::Jobs;
 use crate::driver::queue::{Place, Queued, REQUESTS, Turns};
 use crate::driver::request::Request;
@@ -110,6 +114,8 @@ pub struct Driver<D> {
     reports: Option<SyncSender<(usize, Report)>>,
     epoll: OwnedFd,
     handle: Handle,
+    /// Packets that other shards have for this one.
+    here: Here,
     requests: Receiver<Queued>,
     reload: Arc<Place>,
     replies: Receiver<Reply>,
@@ -272,6 +278,7 @@ impl<D: Device> Driver<D> {
                 board: weak,
                 state: Arc::new(AtomicU8::new(RUN)),
             },
+            here: Here::default(),
             requests,
             reload,
             replies,
@@ -337,6 +344,7 @@ impl<D: Device> Driver<D> {
             }
             if asked {
                 self.take_requests(now);
+                self.take_lanes(now);
             }
             if asked || self.more_replies {
                 self.take_replies(now);
@@ -365,6 +373,7 @@ impl<D: Device> Driver<D> {
             self.send_datagrams(now);
             self.sockets.links.run_timers(&self.epoll, now);
             self.sockets.links.flush();
+            self.sockets.away.flush();
             self.totals.panics += self.sockets.links.mend(&self.epoll);
             match self.handle.state.load(Ordering::Acquire) {
                 RUN => {}
@@ -391,6 +400,7 @@ impl<D: Device> Driver<D> {
         self.answer(now);
         self.sockets.flush_datagrams();
         self.sockets.links.flush();
+        self.sockets.away.flush();
         self.totals.engine = self.engine.counters().clone();
         self.totals.device_errors = self.sockets.device_errors();
         Ok(self.totals)

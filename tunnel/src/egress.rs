@@ -31,15 +31,17 @@ pub(crate) use tag::Tag;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use engine::{Egress, Failure, FlowId, Input, Instant};
+use engine::{Egress, Failure, FlowId, Input, Instant, LinkId};
 use rustix::event::epoll;
 use rustix::net::sockopt;
 
 use crate::device::Device;
+use crate::driver::Bell;
+use crate::driver::lanes::Away;
 use crate::driver::request::Answer;
-use crate::link::netstack::Netstack;
+use crate::link::netstack::{Board, Netstack, Stream};
 use crate::link::wireguard::Coalesce;
 use carrier::{Carrier, Inside, Wakes};
 use pin::Pin;
@@ -52,6 +54,10 @@ pub(crate) struct Sockets<D> {
     pub(crate) port: port::Port<D>,
     pub(crate) links: links::Links,
     pub(crate) netstack: Netstack,
+    /// The host inside the tunnels where another shard has them.
+    beside: Option<Weak<Board>>,
+    /// The lanes to other shards.
+    pub(crate) away: Away,
     streams: Vec<Option<Connection>>,
     /// Connects to proxies in the order in which they began, each with its end.
     talks: VecDeque<(Instant, FlowId)>,
@@ -73,6 +79,8 @@ impl<D: Device> Sockets<D> {
             port: port::Port::new(device),
             links: links::Links::new(coalesce),
             netstack,
+            beside: None,
+            away: Away::default(),
             streams: Vec::new(),
             talks: VecDeque::new(),
             suspects: VecDeque::new(),
@@ -80,6 +88,19 @@ impl<D: Device> Sockets<D> {
             wakes: Arc::default(),
             datagrams: datagrams::Datagrams::new(),
             queries: serves.then(queries::Queries::default),
+        }
+    }
+
+    /// Has connections through tunnels opened by another shard, which wakes this one by `bell`.
+    pub(crate) fn lives_beside(&mut self, board: Weak<Board>, bell: Arc<Bell>) {
+        self.beside = Some(board);
+        self.wakes = Arc::new(Wakes::rung_by(bell));
+    }
+
+    fn connect_inside(&mut self, link: LinkId, far: SocketAddr) -> Result<Stream, Failure> {
+        match &self.beside {
+            None => self.netstack.connect(link, far),
+            Some(board) => board.upgrade().ok_or(Failure::NetUnreachable)?.connect(link, far),
         }
     }
 
@@ -170,7 +191,7 @@ impl<D: Device> Sockets<D> {
         let carrier = match proxy.behind {
             None => carried(epoll, tag, proxy.address, pin),
             Some(link) => {
-                let begun = self.netstack.connect(link, proxy.address);
+                let begun = self.connect_inside(link, proxy.address);
                 begun.map(|stream| Carrier::Inside(Inside::new(stream, tag, &self.wakes)))
             }
         };

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 use super::names::{MOST_RESOLVERS, MOST_SERVERS, RESERVED};
 use super::nearest::nearest;
 use super::reader::{Reader, integer};
-use super::{Config, Queues, Resolver, WireGuard};
+use super::{Config, Resolver, WireGuard};
 use crate::wireguard::file::{self, File};
 use crate::wireguard::value::{self, Wrong};
 use crate::wireguard::{Draft, DraftPeer, Interface, conf};
@@ -94,11 +94,6 @@ pub(super) fn tunnel(reader: &mut Reader<'_>, table: &Table<'_>, config: &mut Co
 /// else has one is known when everything was read.
 pub(super) fn names(reader: &mut Reader<'_>, config: &mut Config) {
     let named = reader.take_tunnels();
-    if let (Some((span, _)), Queues::Count(queues @ 2..)) = (named.first(), config.device.queues) {
-        let message = format!("a tunnel and `device.queues = {queues}`: not in this version");
-        let help = "write queues = \"auto\": a tunnel's flows are carried by one thread".to_owned();
-        reader.fault(span.clone(), message, Some(help));
-    }
     for (span, name) in named {
         if name == config.device.name {
             let help = Some("write another, for example \"wg0\"".to_owned());

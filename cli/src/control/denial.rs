@@ -154,10 +154,9 @@ impl From<NotLoaded> for Denial {
             NotLoaded::Configuration(_) | NotLoaded::Resolver(_) | NotLoaded::Policy(_) => {
                 (StatusCode::UNPROCESSABLE_ENTITY, code::FINDING)
             }
-            NotLoaded::NeedsRestart(_)
-            | NotLoaded::Shards(_)
-            | NotLoaded::Unled(_)
-            | NotLoaded::Unopened(_) => (StatusCode::CONFLICT, code::FAILED),
+            NotLoaded::NeedsRestart(_) | NotLoaded::Unled(_) | NotLoaded::Unopened(_) => {
+                (StatusCode::CONFLICT, code::FAILED)
+            }
             NotLoaded::Unreadable { .. } | NotLoaded::Files(_) | NotLoaded::Crashed => {
                 (StatusCode::INTERNAL_SERVER_ERROR, code::FAILED)
             }

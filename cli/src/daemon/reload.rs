@@ -95,9 +95,6 @@ pub(crate) enum NotLoaded {
     /// Keys were changed that a running daemon cannot follow.
     #[error("{} changed, which needs a restart", list(.0))]
     NeedsRestart(Vec<&'static str>),
-    /// Tunnels, with more than one shard.
-    #[error("`[[wireguard]]` with {0} queues of the device: not in this version")]
-    Shards(usize),
     /// A resolver cannot be set up.
     #[error("{0}")]
     Resolver(#[from] ConfigError),
@@ -137,7 +134,6 @@ impl Daemon {
     pub(crate) async fn reload(&self) -> Result<Reloaded, NotLoaded> {
         let _turn = self.reloading.lock().await;
         let Read { config, access, policy, warnings } = self.read_again().await?;
-        self.may_have_tunnels(&config)?;
         if config.has_secrets() {
             // The first ones may have come with this reload.
             secrets::keep();
@@ -202,7 +198,6 @@ impl Daemon {
     /// What would keep it from doing so.
     pub(crate) async fn rehearse(&self) -> Result<Reloaded, NotLoaded> {
         let Read { config, policy, warnings, .. } = self.read_again().await?;
-        self.may_have_tunnels(&config)?;
         let ways = match &self.ways {
             Some(ways) => Some(ways.rehearse(Wanted::of(&config, policy.ways())?).await?),
             None => None,
@@ -242,16 +237,6 @@ impl Daemon {
         tokio::task::spawn_blocking(move || drop(policy));
         let generation = self.in_force().generation;
         Ok(Reloaded { generation, dry_run: true, cut, warnings })
-    }
-
-    /// A tunnel is one shard's: flows of another could not take it.
-    fn may_have_tunnels(&self, config: &Config) -> Result<(), NotLoaded> {
-        let shards = self.shards.len();
-        if config.wireguard.is_empty() || shards < 2 {
-            Ok(())
-        } else {
-            Err(NotLoaded::Shards(shards))
-        }
     }
 
     async fn read_again(&self) -> Result<Read, NotLoaded> {
@@ -313,7 +298,6 @@ impl NotLoaded {
             Self::Unreadable { .. }
             | Self::Files(_)
             | Self::NeedsRestart(_)
-            | Self::Shards(_)
             | Self::Unanswered(_)
             | Self::Unconfirmed(_)
             | Self::Resolver(_)
@@ -327,9 +311,6 @@ impl NotLoaded {
     pub(crate) fn help(&self) -> Option<&'static str> {
         match self {
             Self::NeedsRestart(_) => Some("restart tunneld, or take the change back"),
-            Self::Shards(_) => Some(
-                "restart tunneld: with a tunnel `device.queues = \"auto\"` is one; nothing has changed",
-            ),
             Self::Unconfirmed(_) => {
                 Some("that shard judges by it as soon as it goes on; the daemon's log says more")
             }

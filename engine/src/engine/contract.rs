@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::flow::{FlowId, MappingId, RingId, Rings};
 use crate::report::Report;
+use crate::share::Share;
 use crate::ways::{LinkId, WayId};
 use crate::{Egress, Failure, Owner, Protocol};
 
@@ -33,6 +34,8 @@ pub struct Config {
     pub reports: bool,
     /// Destinations that stand for something else.
     pub services: Services,
+    /// Which ports at the tunnels' addresses are this engine's.
+    pub share: Share,
     /// Seeds hashes and sequence numbers; from a CSPRNG.
     pub seed: u64,
 }
@@ -81,6 +84,20 @@ pub trait Sink {
     /// driver reserves none gets none.
     fn to_netstack(&mut self, port: LinkPort, arrived: Arrived) {
         let _ = (port, arrived);
+    }
+
+    /// What came out of a tunnel to a port of another shard's ([`Config::share`]): it is to go to
+    /// that one's [`Engine::handle_link_packet`](crate::Engine::handle_link_packet) as it is. A
+    /// sink whose driver is alone gets none.
+    fn to_shard(
+        &mut self,
+        shard: usize,
+        link: LinkId,
+        headers: &[u8],
+        payload: &[&[u8]],
+        meta: Meta,
+    ) {
+        let _ = (shard, link, headers, payload, meta);
     }
 }
 

@@ -365,6 +365,17 @@ impl Engine {
         }
         let transport = headers.get(incoming.start..).ok_or(Dropped::Malformed)?;
         let v4 = incoming.source.is_ipv4();
+        // Where the port is; in an error, behind what it quotes.
+        let at = match (incoming.protocol, transport.first()) {
+            (TCP | UDP, _) => Some(2),
+            (ICMP | ICMPV6, Some(0 | 129)) => Some(4),
+            _ => None,
+        };
+        let port = at.and_then(|at| transport.get(at..at + 2)).map(|port| be16(port, 0));
+        if let Some(shard) = port.and_then(|port| self.config.share.other(port)) {
+            sink.to_shard(shard, link, headers, payload, meta);
+            return Ok(None);
+        }
         match incoming.protocol {
             TCP | UDP => match self.translate(link, &incoming, headers, length, meta, now) {
                 Ok(id) => {
@@ -384,7 +395,7 @@ impl Engine {
                     return Ok(Some(meta));
                 }
                 if icmp::is_error(v4, kind) {
-                    self.take_error(link, &incoming, transport, payload, now, sink)?;
+                    self.take_error(link, &incoming, headers, payload, now, sink)?;
                     return Ok(None);
                 }
                 Err(Dropped::Icmp)
@@ -534,11 +545,12 @@ impl Engine {
         &mut self,
         link: LinkId,
         incoming: &Incoming,
-        transport: &[u8],
+        headers: &[u8],
         payload: &[&[u8]],
         now: Instant,
         sink: &mut impl Sink,
     ) -> Result<(), Dropped> {
+        let transport = headers.get(incoming.start..).ok_or(Dropped::Malformed)?;
         let mut message = [0; ERROR];
         let mut length = 0;
         for piece in [transport].into_iter().chain(payload.iter().copied()) {
@@ -564,6 +576,10 @@ impl Engine {
         let ours = (quoted.source, quoted.port);
         if quoted.source != incoming.destination {
             return Err(Dropped::Unsolicited);
+        }
+        if let Some(shard) = self.config.share.other(quoted.port) {
+            sink.to_shard(shard, link, headers, payload, Meta::default());
+            return Ok(());
         }
         let id = match self.reply_of(link, quoted.protocol, far, ours) {
             Err(Dropped::Unsolicited) => return self.take_own_error(link, &quoted, head, sink),
@@ -656,6 +672,32 @@ impl Engine {
         };
         write_icmp(sink, from, client.ip(), error, &quote[..length]);
     }
+}
+
+/// Bytes that [`link_error`] needs room for.
+pub const LINK_ERROR: usize = icmp::LENGTH;
+
+/// Writes what comes out of a tunnel instead of an answer where a packet of another shard's could
+/// not be sent into it: an ICMP error about that packet, whose headers and payload these are, from
+/// where it was to go. 0: there is none for that failure, or they are no packet's.
+pub fn link_error(buffer: &mut [u8; LINK_ERROR], packet: [&[u8]; 2], failure: Failure) -> usize {
+    let [headers, payload] = packet;
+    let Ok(packet) = Incoming::parse(headers, headers.len() + payload.len()) else { return 0 };
+    let v4 = packet.source.is_ipv4();
+    let protocol = match packet.protocol {
+        TCP => Protocol::Tcp,
+        UDP => Protocol::Udp,
+        _ => Protocol::Icmp,
+    };
+    let answer = icmp::answer(Cause::Failed(failure), protocol, v4);
+    let Answer::Icmp(error) = answer else { return 0 };
+    let mut quote = [0; icmp::QUOTE];
+    let mut length = 0;
+    for byte in headers.iter().chain(payload).take(quote.len()) {
+        quote[length] = *byte;
+        length += 1;
+    }
+    icmp::write(buffer, packet.destination, packet.source, error, &quote[..length])
 }
 
 /// A piece of a datagram that came out of a tunnel.

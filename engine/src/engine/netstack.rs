@@ -67,9 +67,14 @@ impl LinkPort {
 }
 
 impl Engine {
-    /// Takes a port for the driver; `false`: it is taken.
+    /// Takes a port for the driver; `false`: it is taken, or another shard's.
     pub fn reserve(&mut self, port: &LinkPort) -> bool {
         port.key().is_some_and(|key| self.nat.reserve(key))
+    }
+
+    /// A port that [`Engine::reserve`] may take, next to one that is not below `least`.
+    pub fn own_port_near(&self, port: u16, least: u16) -> u16 {
+        self.config.share.nearest(port, least)
     }
 
     /// Gives a port of the driver's back.

@@ -22,6 +22,7 @@ use std::time::Duration;
 use crate::packet::checksum::{finish, pseudo, sum};
 use crate::packet::{ECHO_HEADER, ICMP, ICMPV6, TCP, UDP, be16, be32, ip_header, write_ip};
 use crate::policy::{NoEnvironment, Policy, Source};
+use crate::share::Share;
 use crate::{
     Arrived, Config, Counters, Datagram, DeviceName, Dropped, Egress, Engine, Failure, FlowId,
     Input, Instant, LinkId, LinkPort, MappingId, Meta, Outcome, Output, Own, Owner, Reason,
@@ -112,6 +113,7 @@ fn config() -> Config {
         own: Own::Every,
         reports: true,
         services: Services::default(),
+        share: Share::WHOLE,
         seed: 7,
     }
 }

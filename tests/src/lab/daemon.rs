@@ -37,12 +37,23 @@ impl Daemon {
         Ok(daemon)
     }
 
-    /// Writes another configuration, as [`Daemon::new`] takes it, for a reload.
+    /// Writes another configuration, as [`Daemon::new`] takes it, for a reload. With the variable
+    /// `TUNNELD_LAB_QUEUES` set the whole lab runs with so many shards.
     pub fn configure(&self, config: &str) -> Result<()> {
+        let mut config = config.to_owned();
+        if let Ok(queues) = std::env::var("TUNNELD_LAB_QUEUES")
+            && !config.contains("queues")
+        {
+            if config.contains("[device]\n") {
+                config = config.replace("[device]\n", &format!("[device]\nqueues = {queues}\n"));
+            } else {
+                config = format!("{config}\n[device]\nqueues = {queues}\n");
+            }
+        }
         let own = "[control]\nsocket = \"run/control.sock\"\n\
                    [policy]\ndirectory = \"policy.d\"\n[guard]\nmode = \"open\"\n";
         // It may hold a key, which is nobody else's.
-        self.files.write_secret("tunneld.toml", &format!("{}\n{own}", alone(config)))?;
+        self.files.write_secret("tunneld.toml", &format!("{}\n{own}", alone(&config)))?;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, channel, sync_channel};
 
 use anyhow::{Context, Result, ensure};
 use engine::policy::{NoEnvironment, Policy, Source, Verdict};
-use engine::{Engine, Instant, Own, Report, Services, Stage};
+use engine::{Engine, Instant, Own, Report, Services, Share, Stage};
 use tests::endpoints::TcpServer;
 use tests::endpoints::page::{PAGE, page};
 use tests::endpoints::tcp::source;
@@ -47,6 +47,7 @@ fn route(text: String, host: Vec<IpAddr>, offload: bool) -> Result<(Driver<Tun>,
         own: Own::Addresses { device: Vec::new(), host },
         reports: true,
         services: Services::default(),
+        share: Share::WHOLE,
         seed: 1,
     };
     let (sender, reports) = sync_channel(1000);

@@ -210,6 +210,7 @@ fn without_another_way_new_flows_fail_at_once_and_nothing_goes_beside_the_proxy(
     let watch = watch.args(["watch", "--json", "--socket"]).args([daemon.socket()]).spawn()?;
     within(PATIENCE, "somebody watches", || Ok(daemon.json(&["status"])?[0]["watchers"] == 1))?;
     ensure!(connected(&lab, port)?.err() == Some(libc::EHOSTUNREACH), "the login is refused");
+    within(PATIENCE, "no way out", || Ok(connected(&lab, port)?.err() == Some(libc::ENETUNREACH)))?;
     for _ in 0..3 {
         let began = Instant::now();
         ensure!(connected(&lab, port)?.err() == Some(libc::ENETUNREACH), "no way out");

@@ -4,12 +4,15 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 use tests::endpoints::{TcpServer, UdpServer, tcp};
 use tests::lab::daemon::Daemon;
+use tests::lab::exec::probe as built_probe;
 use tests::lab::{Lab, plan};
+use tests::uplinks::{Talk, Uplinks, far};
 use tests::{require_root, require_tunneld};
 
 /// Of each kind.
@@ -66,6 +69,100 @@ fn two_queues_carry_one_host() -> Result<()> {
     }
     let left = daemon.json(&["flows"])?;
     ensure!(left.iter().all(|flow| flow["protocol"] == "udp" && flow["generation"] == 2));
+    Ok(())
+}
+
+/// The tunnel is the first shard's; the flows are everybody's.
+#[test]
+fn a_tunnel_carries_the_flows_of_all_shards() -> Result<()> {
+    const SHARDS: usize = 3;
+    const EACH: usize = 40;
+    const LENGTH: u64 = 4 << 20;
+    require_root!();
+    require_tunneld!();
+    let up = Uplinks::new()?;
+    let there = &up.first.end.netns;
+    let server = TcpServer::start(there, 0, tcp::echo)?;
+    let (down, sink) =
+        (TcpServer::start(there, 0, tcp::source(LENGTH))?, TcpServer::start(there, 0, tcp::sink)?);
+    let config = up.config(&["wg0"]);
+    let theirs =
+        config.replace("\"0.0.0.0/0\", \"::/0\"", "\"203.0.113.0/24\", \"2001:db8:f::/64\"");
+    ensure!(theirs != config, "{config}");
+    let config = format!("{theirs}\n[device]\nqueues = {SHARDS}\n");
+    let policy = |tcp: &str| format!("policy 1\nroute via wg0\n{tcp} tcp\ndefault allow\n");
+    let mut daemon = Daemon::start(up.near(), &policy("allow"), &config)?;
+
+    let mut talks = Vec::new();
+    let mut sockets = Vec::new();
+    for v6 in [false, true] {
+        let udp = UdpServer::echo(there, far(v6), 0)?;
+        for _ in 0..EACH {
+            talks.push(Talk::open(up.near(), far(v6), server.port())?);
+            let any = if v6 { "[::]:0" } else { "0.0.0.0:0" };
+            let socket = up.near().run(|| UdpSocket::bind(any))?;
+            socket.connect((far(v6), udp.port()))?;
+            socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+            sockets.push(socket);
+        }
+        for _ in 0..2 {
+            talks.iter_mut().try_for_each(Talk::speak)?;
+            for (number, socket) in sockets.iter().enumerate().skip(sockets.len() - EACH) {
+                // Also in pieces, which only the first shard puts together.
+                for length in [1, 4000] {
+                    socket.send(&vec![7; length])?;
+                    let mut answer = vec![0; length + 1];
+                    let got = socket.recv(&mut answer).with_context(|| format!("UDP {number}"))?;
+                    ensure!(got == length && answer[..got].iter().all(|byte| *byte == 7));
+                }
+            }
+        }
+        let to = far(v6).to_string();
+        for _ in 0..2 * SHARDS {
+            // One each: after an answer ping waits no longer than two more would have taken.
+            for _ in 0..3 {
+                let done =
+                    up.near().command("ping").args(["-n", "-c", "1", "-W", "3", &to]).run()?;
+                ensure!(done.stdout.contains(" 0% packet loss"), "{done:?}");
+            }
+            let (from, into) = (down.port().to_string(), sink.port().to_string());
+            let length = LENGTH.to_string();
+            for words in [&["download", &to, &from][..], &["upload", &to, &into, &length]] {
+                let done = up.near().command(built_probe()).args(words).run()?;
+                let seen: Value = serde_json::from_str(&done.stdout).context("an object")?;
+                let moved = if words[0] == "upload" { &seen["counted"] } else { &seen["received"] };
+                ensure!(*moved == LENGTH, "{words:?}: {seen}");
+            }
+        }
+    }
+    let flows = daemon.json(&["flows", "--match", "tcp"])?;
+    for shard in 0..SHARDS {
+        let of = |flow: &&Value| {
+            flow["id"].as_str().is_some_and(|id| id.starts_with(&format!("{shard}-")))
+        };
+        let theirs: Vec<&Value> = flows.iter().filter(of).collect();
+        ensure!(theirs.len() > EACH / SHARDS / 4, "{} flows on shard {shard}", theirs.len());
+        // What comes back says by its port whose it is.
+        for flow in theirs {
+            let port = flow["source"].as_str().and_then(|source| source.rsplit(':').next());
+            let port: usize = port.and_then(|port| port.parse().ok()).context("a port")?;
+            ensure!(port % SHARDS == shard, "{flow:#}");
+        }
+    }
+    // Nobody at the other end takes this: the app is told at once, on whatever shard it is.
+    for _ in 0..4 * SHARDS {
+        let began = Instant::now();
+        let refused = up.near().run(|| TcpStream::connect("100.64.0.1:80")).err();
+        let errno = refused.and_then(|error| error.raw_os_error());
+        ensure!(errno == Some(libc::EHOSTUNREACH), "{errno:?}");
+        ensure!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+    let done = daemon.reload(&policy("block"))?;
+    ensure!(done.code() == 0, "{done:?}");
+    ensure!(talks.iter_mut().all(|talk| talk.speak().is_err()), "a blocked flow lives");
+    let status = daemon.json(&["status"])?;
+    ensure!(status[0]["panics"] == 0, "{:#}", status[0]);
+    daemon.stop()?;
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cli::wireguard::uapi_server::{DIRECTORY, Listener, serve};
 use engine::policy::{NoEnvironment, Policy, Source};
-use engine::{DeviceName, Engine, LinkId, Own, Services, WayId};
+use engine::{DeviceName, Engine, LinkId, Own, Services, Share, WayId};
 use tests::endpoints::wireguard::{base64, hex};
 use tests::lab::{Netns, Who};
 use tests::{require_root, require_tunneld};
@@ -56,6 +56,7 @@ fn driver() -> Result<Driver<Tun>> {
         own: Own::Every,
         reports: false,
         services: Services::default(),
+        share: Share::WHOLE,
         seed: 1,
     };
     Ok(Driver::new(Parts {

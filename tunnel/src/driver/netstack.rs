@@ -25,6 +25,10 @@ impl Below for Tunnels<'_> {
         self.engine.reserve(port)
     }
 
+    fn own_port_near(&self, port: u16, least: u16) -> u16 {
+        self.engine.own_port_near(port, least)
+    }
+
     fn release(&mut self, port: &LinkPort) {
         self.engine.release(port);
     }

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::{JoinHandle, sleep, spawn};
 
 use engine::policy::{NoEnvironment, Policy, Source, Verdict};
-use engine::{Config, Cut, Own, Reason, Services, Stage};
+use engine::{Config, Cut, Own, Reason, Services, Share, Stage};
 
 use super::*;
 use crate::device::memory::App;
@@ -96,6 +96,7 @@ fn config() -> Config {
         own: Own::Every,
         reports: true,
         services: Services::default(),
+        share: Share::WHOLE,
         seed: 1,
     }
 }

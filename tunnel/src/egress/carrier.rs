@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use super::error::{errno, failure};
 use super::{Tag, tcp};
+use crate::driver::Bell;
 use crate::link::netstack;
 
 /// A connection's bytes, both ways.
@@ -33,7 +34,11 @@ pub(crate) struct Inside {
 
 /// The connections through tunnels that were woken.
 #[derive(Debug, Default)]
-pub(crate) struct Wakes(Mutex<Vec<Tag>>);
+pub(crate) struct Wakes {
+    woken: Mutex<Vec<Tag>>,
+    /// Rung where another thread wakes them.
+    bell: Option<Arc<Bell>>,
+}
 
 /// One of them.
 struct Sleeper {
@@ -43,14 +48,23 @@ struct Sleeper {
 
 impl Wake for Sleeper {
     fn wake(self: Arc<Self>) {
-        self.wakes.0.lock().unwrap_or_else(PoisonError::into_inner).push(self.tag);
+        let woken = &self.wakes.woken;
+        woken.lock().unwrap_or_else(PoisonError::into_inner).push(self.tag);
+        if let Some(bell) = &self.wakes.bell {
+            bell.ring();
+        }
     }
 }
 
 impl Wakes {
+    /// For what another shard wakes.
+    pub(crate) fn rung_by(bell: Arc<Bell>) -> Self {
+        Self { woken: Mutex::default(), bell: Some(bell) }
+    }
+
     /// Takes those that were woken.
     pub(crate) fn take(&self) -> Vec<Tag> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.woken.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

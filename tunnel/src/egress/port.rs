@@ -3,6 +3,7 @@
 use engine::{Arrived, Datagram, Failure, LinkId, LinkPort, Meta, Sink, Unsent, Way};
 
 use crate::device::{Device, MAX_PACKET, TxOffload};
+use crate::driver::lanes::Away;
 use crate::egress::Sockets;
 
 /// The device and the one buffer that packets for it are written in.
@@ -54,7 +55,26 @@ impl<D: Device> Sink for Sockets<D> {
         payload: &[u8],
         meta: Meta,
     ) -> Result<(), Unsent> {
-        self.links.send(link, headers, payload, meta)
+        match &mut self.away {
+            Away::Alone | Away::ToFlows(_) => self.links.send(link, headers, payload, meta),
+            Away::ToTunnels(lane) => lane.put(link, headers, [payload], meta),
+        }
+    }
+
+    fn to_shard(
+        &mut self,
+        shard: usize,
+        link: LinkId,
+        headers: &[u8],
+        payload: &[&[u8]],
+        meta: Meta,
+    ) {
+        if let Away::ToFlows(lanes) = &mut self.away
+            && let Some(lane) = shard.checked_sub(1).and_then(|at| lanes.get_mut(at))
+        {
+            // One that finds no room is lost, as on any network.
+            let _ = lane.put(link, headers, payload.iter().copied(), meta);
+        }
     }
 
     fn to_netstack(&mut self, port: LinkPort, arrived: Arrived) {

@@ -64,6 +64,8 @@ pub(crate) trait Below {
     fn ways(&self) -> &Arc<Ways>;
     /// Takes a port; `false`: somebody has it.
     fn reserve(&mut self, port: &LinkPort) -> bool;
+    /// A port that may be taken, next to one that is not below `least`.
+    fn own_port_near(&self, port: u16, least: u16) -> u16;
     /// Gives it back.
     fn release(&mut self, port: &LinkPort);
     /// Sends a whole packet.
@@ -545,6 +547,7 @@ fn take_port(
     for _ in 0..TRIES {
         let random = random().ok_or(Failure::Exhausted)?;
         let port = FIRST + (random % u64::from(u16::MAX - FIRST + 1)) as u16;
+        let port = below.own_port_near(port, FIRST);
         let port = LinkPort { link, protocol, port, far };
         if below.reserve(&port) {
             return Ok(port);

@@ -64,6 +64,10 @@ impl Below for World {
         self.taken.insert(*port)
     }
 
+    fn own_port_near(&self, port: u16, _: u16) -> u16 {
+        port
+    }
+
     fn release(&mut self, port: &LinkPort) {
         assert!(self.taken.remove(port), "once");
     }
