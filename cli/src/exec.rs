@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 use dns::discover::ResolvConf;
-use dns::takeover::RESOLV_CONF;
+use dns::takeover::{self, RESOLV_CONF};
 use engine::policy::Policy;
 use engine::{DeviceName, Dropped, Own, Report, ResolverService, Services};
 use tunnel::driver::{Handle, Totals};
@@ -61,6 +61,9 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
     let policy = Arc::new(read_policy(args, &config)?);
     let report = args.report.as_deref().map(open_report).transpose()?;
     let resolv_conf = ResolvConf::parse(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
+    // Those of the network are in the file already.
+    let searched = names::of_tunnels(&config, &policy).into_iter().map(|(domain, _)| domain);
+    let search = takeover::Search { first: searched.collect(), last: Vec::new() };
     let nameserver = inside_dns(&config);
     let services = services(args, nameserver)?;
 
@@ -71,7 +74,7 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         mtu: u32::from(config.device.mtu),
         offload: true,
         queues: 1,
-        resolv_conf: resolv_conf.with_nameserver(nameserver).into_bytes(),
+        resolv_conf: search.added_to(resolv_conf).with_nameserver(nameserver).into_bytes(),
         keep_sockets: args.keep_sockets,
         ipv6: host_has_ipv6() || services.loopback.iter().any(|(inside, _)| inside.is_ipv6()),
     };

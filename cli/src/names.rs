@@ -16,6 +16,7 @@ mod desk;
 mod listing;
 mod paths;
 mod plan;
+mod search;
 mod serve;
 mod servers;
 #[cfg(test)]
@@ -48,6 +49,7 @@ use crate::config::Config;
 use crate::daemon::Events;
 
 pub(crate) use asking::{Asked, Deaf};
+pub(crate) use search::{Search, of_tunnels};
 pub(crate) use servers::{Configured, Servers};
 
 use desk::{Desk, Query};
@@ -63,6 +65,7 @@ pub(crate) struct Names {
     queue: Sender<Query>,
     /// Addresses that are ours: no server is there.
     own: Arc<watch::Sender<Vec<IpAddr>>>,
+    search: search::Told,
     runtime: Runtime,
 }
 
@@ -106,8 +109,10 @@ impl Waiting {
             resolver: Resolver::new(settings, plan, servers),
             queue,
             own: Arc::new(watch::Sender::new(own_addresses(config))),
+            search: search::Told::default(),
             runtime: runtime.handle().clone(),
         };
+        names.set_search(config, policy);
         Ok(Self { names, queries, runtime })
     }
 }
@@ -145,6 +150,7 @@ impl Names {
             self.resolver.upstreams().put_in_force(configured)
         };
         self.resolver.set_plan(Arc::new(ByPolicy(Arc::clone(policy))));
+        self.set_search(config, policy);
         for resolver in changed {
             self.resolver.flush(Some(resolver));
         }
@@ -153,6 +159,16 @@ impl Names {
     /// The way through a tunnel has changed, or it is usable no longer, or again.
     pub(crate) fn reset_through(&self, link: LinkId) {
         self.resolver.upstreams().reset_through(link);
+    }
+
+    /// The search domains of this policy's tunnels count from now on.
+    fn set_search(&self, config: &Config, policy: &Policy) {
+        self.search.set_tunnels(of_tunnels(config, policy), |all| self.resolver.set_search(all));
+    }
+
+    /// The search domains, as they change.
+    pub(crate) fn search(&self) -> watch::Receiver<Search> {
+        self.search.subscribe()
     }
 
     /// The runtime that asks servers.
@@ -195,7 +211,7 @@ impl Waiting {
         held: impl Send + 'static,
     ) -> std::io::Result<()> {
         let Self { names, queries, runtime } = self;
-        let resolver = names.resolver;
+        let (resolver, search) = (names.resolver, names.search);
         // The first one has the tunnels.
         if let Some(shard) = shards.first() {
             resolver.upstreams().set_shard(shard.clone());
@@ -205,7 +221,7 @@ impl Waiting {
         thread::Builder::new().name("names".to_owned()).spawn(move || {
             let _held = held;
             runtime.block_on(async {
-                tokio::spawn(follow(Arc::clone(&resolver), network));
+                tokio::spawn(follow(Arc::clone(&resolver), search, network));
                 tokio::spawn(paths::follow(Arc::clone(&resolver)));
                 let told = Told { servers: Arc::clone(&resolver), events };
                 serve::serve(resolver, queries, shards, told).await;
@@ -216,13 +232,13 @@ impl Waiting {
 }
 
 /// Tells the resolver of the network's own servers, now and when they change.
-async fn follow(resolver: Arc<Resolver<Servers>>, network: Network) {
+async fn follow(resolver: Arc<Resolver<Servers>>, search: search::Told, network: Network) {
     match network {
         Network::Followed(settings) => {
             let mut found = discover::watch(settings).await;
             loop {
                 let now = Arc::clone(&found.borrow_and_update());
-                take(&resolver, &now);
+                take(&resolver, &search, &now);
                 if found.changed().await.is_err() {
                     return;
                 }
@@ -232,7 +248,7 @@ async fn follow(resolver: Arc<Resolver<Servers>>, network: Network) {
             let mut file = discover::follow(&path);
             loop {
                 let now = Arc::clone(&file.borrow_and_update());
-                take(&resolver, &named(&now, &path));
+                take(&resolver, &search, &named(&now, &path));
                 if file.changed().await.is_err() {
                     return;
                 }
@@ -260,9 +276,9 @@ fn named(file: &ResolvConf, path: &Path) -> Found {
     Found { servers: servers.iter().map(server).collect(), search }
 }
 
-fn take(resolver: &Resolver<Servers>, found: &Found) {
+fn take(resolver: &Resolver<Servers>, search: &search::Told, found: &Found) {
     // Search domains are the network's, whoever answers.
-    resolver.set_search(&found.search);
+    search.set_network(&found.search, |all| resolver.set_search(all));
     if resolver.upstreams().set_found(found) {
         // Another network may know other names, and other addresses of the same.
         resolver.flush(Some(ResolverId::UPSTREAM));

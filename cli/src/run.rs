@@ -155,6 +155,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
 
     let device = Some(plan.device.to_string());
     let found = discover::Settings::of_this_host(names.names().own(), device);
+    let search = names.names().search();
     let events = Some(Arc::clone(&shards.events));
     names
         .start(
@@ -177,7 +178,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
     let host = Shared::new(host);
     tracking.take(&host);
     follower.take(&host);
-    let taken = takeover.start(&plan, &seen, &host, orders, &farewells);
+    let taken = takeover.start(&plan, &seen, &host, (orders, search), &farewells);
     let mut missing = None;
     let stop = async { missing = until_told(signals, &daemon, &mut ended).await };
     runtime.block_on(control::serve(listener, Arc::clone(&daemon), stop));

@@ -33,7 +33,7 @@ use crate::own::OwnQueries;
 use crate::query::{ANSWER_WITHIN, Asking, Kind, Next, Outcome};
 pub use crate::ready::Known;
 use crate::ready::{Age, Ready};
-use crate::split::{Choice, Form, Plan, Rule, Split};
+use crate::split::{Choice, Form, Plan, Rule, SearchDomain, Split};
 use flights::{Flight, Flights, Landed};
 
 /// An app that waits this long gets the stale answer while the servers are still asked
@@ -229,8 +229,8 @@ impl<U: Upstreams> Resolver<U> {
         *split = split.with_plan(plan);
     }
 
-    /// The search domains of the network that the host is on.
-    pub fn set_search(&self, search: &[String]) {
+    /// The search domains, each with the resolver whose servers know it.
+    pub fn set_search(&self, search: &[SearchDomain]) {
         let mut split = self.split.write().unwrap_or_else(PoisonError::into_inner);
         *split = split.with_search(search);
     }

@@ -120,11 +120,14 @@ pub enum Choice {
     Here(Special),
 }
 
-/// The plan in force and the network's search domains.
+/// A search domain, and the resolver whose servers know it.
+pub type SearchDomain = (String, ResolverId);
+
+/// The plan in force and the search domains.
 #[derive(Clone)]
 pub struct Split {
     plan: Arc<dyn Plan>,
-    search: Arc<[Box<str>]>,
+    search: Arc<[SearchDomain]>,
 }
 
 impl std::fmt::Debug for Split {
@@ -134,13 +137,13 @@ impl std::fmt::Debug for Split {
 }
 
 impl Split {
-    /// A plan, and the search domains that came with the network's servers: names within
-    /// them are that network's, single-label or `.local` or not.
-    pub fn new(plan: Arc<dyn Plan>, search: &[String]) -> Self {
+    /// A plan, and search domains with whose they are: a name within one of them is no longer
+    /// nobody's, single-label or `.local` or not, where its rule asks that resolver.
+    pub fn new(plan: Arc<dyn Plan>, search: &[SearchDomain]) -> Self {
         let search = search
             .iter()
-            .map(|domain| domain.trim_end_matches('.').to_ascii_lowercase().into_boxed_str())
-            .filter(|domain| !domain.is_empty())
+            .map(|(domain, of)| (domain.trim_end_matches('.').to_ascii_lowercase(), *of))
+            .filter(|(domain, _)| !domain.is_empty())
             .collect();
         Self { plan, search }
     }
@@ -153,7 +156,7 @@ impl Split {
 
     /// The same plan with other search domains.
     #[must_use]
-    pub fn with_search(&self, search: &[String]) -> Self {
+    pub fn with_search(&self, search: &[SearchDomain]) -> Self {
         Self::new(Arc::clone(&self.plan), search)
     }
 
@@ -168,7 +171,10 @@ impl Split {
         match special {
             Some(special) if !rule.specific && rule.form != Form::None => {
                 let searched = special == Special::Refused
-                    && self.search.iter().any(|domain| is_within(name, domain));
+                    && self
+                        .search
+                        .iter()
+                        .any(|(domain, of)| is_within(name, domain) && rule.resolvers.contains(of));
                 if searched { Choice::Ask(rule) } else { Choice::Here(special) }
             }
             Some(_) | None => Choice::Ask(rule),
@@ -289,8 +295,9 @@ mod tests {
 
     #[test]
     fn a_rule_or_a_search_domain_opens_a_special_name() {
-        let asked = |named: &'static str, search: &[&str], name: &str| {
-            let search: Vec<String> = search.iter().map(|s| (*s).to_owned()).collect();
+        let asked = |named: &'static str, search: &[(&str, u8)], name: &str| {
+            let search = search.iter().map(|(domain, of)| ((*domain).to_owned(), ResolverId(*of)));
+            let search: Vec<SearchDomain> = search.collect();
             match Split::new(Arc::new(Named(named)), &search).choose(name, RecordType::A) {
                 Choice::Ask(rule) => Some(rule.resolvers[0].0),
                 Choice::Here(_) => None,
@@ -300,11 +307,19 @@ mod tests {
             ("no rule", "", &[][..], "www.example", Some(0)),
             ("single label", "", &[], "printer", None),
             ("single label, a rule", "printer", &[], "printer", Some(3)),
-            ("local, a search domain", "", &["lan.local."], "nas.lan.local", Some(0)),
-            ("local, another's", "", &["lan.local"], "nas.home.local", None),
-            ("single label, a search domain", "", &["CORP"], "corp", Some(0)),
+            ("local, a search domain", "", &[("lan.local.", 0)], "nas.lan.local", Some(0)),
+            ("local, another's", "", &[("lan.local", 0)], "nas.home.local", None),
+            (
+                "local, a search domain of whom nobody asks",
+                "",
+                &[("lan.local", 3)],
+                "nas.lan.local",
+                None,
+            ),
+            ("local, one of each", "", &[("lan.local", 3), ("local", 0)], "nas.lan.local", Some(0)),
+            ("single label, a search domain", "", &[("CORP", 0)], "corp", Some(0)),
             ("reverse, a rule", "10.in-addr.arpa", &[], "1.2.3.10.in-addr.arpa", Some(3)),
-            ("reverse, a search domain", "", &["in-addr.arpa"], "1.0.0.10.in-addr.arpa", None),
+            ("reverse, a search domain", "", &[("in-addr.arpa", 0)], "1.0.0.10.in-addr.arpa", None),
             ("localhost, a rule", "localhost", &[], "localhost", None),
             ("test, a rule", "lab.test", &[], "a.lab.test", Some(3)),
         ] {

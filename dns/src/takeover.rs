@@ -195,16 +195,55 @@ pub fn choose(wanted: Wanted, seen: &Seen) -> Result<(bool, Option<Way>), Takeov
     }
 }
 
+/// What a name without a dot is completed with, beside what the host's own file says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Search {
+    /// Domains that are tried before those of the file.
+    pub first: Vec<String>,
+    /// Domains that are tried behind them.
+    pub last: Vec<String>,
+}
+
+/// A name that there isn't is tried in all of them. resolv.conf(5) knew six for a long time.
+const MOST_SEARCHED: usize = 16;
+
+impl Search {
+    /// A file that has these domains, too.
+    pub fn added_to(&self, conf: ResolvConf) -> ResolvConf {
+        let own: Vec<String> = conf.search().into_iter().map(str::to_owned).collect();
+        let own: Vec<&str> = own.iter().map(String::as_str).collect();
+        conf.with_search(&self.with(&own))
+    }
+
+    /// Together with those of a file: each once, and all of the file's.
+    fn with<'s>(&'s self, own: &[&'s str]) -> Vec<&'s str> {
+        let (mut all, mut room) = (Vec::<&str>::new(), MOST_SEARCHED.saturating_sub(own.len()));
+        let is = |a: &str, b: &str| {
+            a.trim_end_matches('.').eq_ignore_ascii_case(b.trim_end_matches('.'))
+        };
+        let ours = |domains: &'s [String]| domains.iter().map(|domain| (domain.as_str(), true));
+        let theirs = own.iter().map(|domain| (*domain, false));
+        for (domain, is_ours) in ours(&self.first).chain(theirs).chain(ours(&self.last)) {
+            if all.iter().any(|known| is(known, domain)) || (is_ours && room == 0) {
+                continue;
+            }
+            room -= usize::from(is_ours);
+            all.push(domain);
+        }
+        all
+    }
+}
+
 /// The text that names `ours`, with the search domains and options of what was `before`. Without
 /// `trust-ad`: whether an answer was authenticated is not for us to vouch for.
-pub fn text(ours: &[IpAddr], before: &ResolvConf) -> String {
+pub fn text(ours: &[IpAddr], search: &Search, before: &ResolvConf) -> String {
     let mut conf = before.clone();
     for line in &mut conf.rest {
         let words = line.split_ascii_whitespace().filter(|word| *word != "trust-ad");
         *line = words.collect::<Vec<_>>().join(" ");
     }
     conf.rest.retain(|line| line != "options");
-    conf.with_nameservers(ours)
+    search.added_to(conf).with_nameservers(ours)
 }
 
 /// Whose the file is, in its writer's words.
@@ -316,6 +355,11 @@ impl Follow {
         let todo = self.look(self.fresh == Some(Fresh::Again)).await;
         self.fresh = None;
         todo
+    }
+
+    /// Whether it was not left to whoever keeps writing it.
+    pub fn goes_on(&self) -> bool {
+        !self.left
     }
 
     /// Says that what was told last could not be done.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use tests::endpoints::UdpServer;
+use tests::endpoints::dns::any_name;
 use tests::figures::{Wanted, median};
 use tests::lab::daemon::Daemon;
 use tests::lab::scratch::Scratch;
@@ -145,12 +146,12 @@ impl Bench {
         let lab = Lab::new()?;
         lab.host.ip("link set lo up\n")?;
         let quick = [
-            UdpServer::start(&lab.server, plan::GOOD4, 53, answer)?,
-            UdpServer::start(&lab.server, plan::NEAR4, 53, answer)?,
+            UdpServer::start(&lab.server, plan::GOOD4, 53, any_name)?,
+            UdpServer::start(&lab.server, plan::NEAR4, 53, any_name)?,
         ];
         let slow = UdpServer::start(&lab.server, plan::GOOD4_SECOND, 53, |query| {
             thread::sleep(SLOW);
-            answer(query)
+            any_name(query)
         })?;
         let files = Scratch::new()?;
         files.write("warm", &names("w", WARM))?;
@@ -366,28 +367,6 @@ fn names(prefix: &str, count: u32) -> String {
         let _ = writeln!(lines, "{prefix}{number}.bench.example A");
     }
     lines
-}
-
-/// The query again, as an answer with one address that its name decides.
-fn answer(query: &[u8]) -> Option<Vec<u8>> {
-    const HEADER: usize = 12;
-    let mut end = HEADER;
-    while *query.get(end)? != 0 {
-        end += 1 + usize::from(query[end]);
-    }
-    let question = query.get(..end + 5)?;
-    let mut hash = 2_166_136_261u32;
-    for byte in &question[HEADER..] {
-        hash = (hash ^ u32::from(*byte)).wrapping_mul(16_777_619);
-    }
-    let mut answer = question.to_vec();
-    // RFC 1035 section 4.1.1: QR and RA; RD as it was.
-    answer[2] = (query[2] & 1) | 0x80;
-    answer[3] = 0x80;
-    answer[6..12].copy_from_slice(&[0, 1, 0, 0, 0, 0]);
-    let [_, b, c, d] = hash.to_be_bytes();
-    answer.extend([0xc0, HEADER as u8, 0, 1, 0, 1, 0, 0, 14, 16, 0, 4, 11, b, c, d]);
-    Some(answer)
 }
 
 fn unbound_conf(server: IpAddr) -> String {

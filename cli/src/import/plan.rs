@@ -106,11 +106,11 @@ impl Plan {
                 instead: "the mark is `host.mark` of the configuration".to_owned(),
             });
         }
-        if !interface.search.is_empty() {
+        if !interface.search.is_empty() && interface.dns.is_empty() {
             self.notes.push(Note {
                 dropped: Some(("DNS", None)),
                 value: Some(interface.search.join(", ")),
-                why: "tunneld completes no names".to_owned(),
+                why: "a search domain without a server in the tunnel leads to nobody".to_owned(),
                 instead: "write names in full, or `search` in /etc/resolv.conf".to_owned(),
             });
         }

@@ -46,7 +46,9 @@ pub(super) fn config(source: &str, plan: &Plan, interface: &Interface) -> Zeroiz
         line(format_args!("mtu = {mtu}"));
     }
     if !interface.dns.is_empty() {
-        line(format_args!("dns = {}", list(&interface.dns)));
+        let servers = interface.dns.iter().map(ToString::to_string);
+        let items: Vec<String> = servers.chain(interface.search.iter().cloned()).collect();
+        line(format_args!("dns = {}", list(&items)));
     }
     for peer in &interface.peers {
         line(format_args!("\n[[wireguard.peer]]"));

@@ -26,13 +26,14 @@ use dns::takeover::{
 };
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::{debug, info, warn};
 use tunnel::host::{Begun, Change, Host, Ipv6, Plan, Seen, resolv_conf};
 
 use crate::config::{self, Capture, Config};
 use crate::daemon::{OnHost, Unled};
 use crate::error::{Refusal, code};
+use crate::names::Search;
 
 use super::farewell::{Farewell, Part};
 use super::shared::Shared;
@@ -98,13 +99,14 @@ impl Takeover {
 
     /// Leads the host's resolver to those of our addresses that the host can reach: names are
     /// answered there by now, and packets find their way. Returns when that is done, or has
-    /// failed, or takes long. From then on a reload's `orders` are done.
+    /// failed, or takes long. From then on a reload's `orders` are done, and what completes short
+    /// names is told to the host as it changes.
     pub(super) fn start(
         self,
         plan: &Plan,
         seen: &Seen,
         host: &Shared,
-        mut orders: UnboundedReceiver<OnHost>,
+        (mut orders, mut search): (UnboundedReceiver<OnHost>, watch::Receiver<Search>),
         farewells: &UnboundedSender<Part>,
     ) -> Option<Taken> {
         let Self { runtime, dns, capture, way } = self;
@@ -117,6 +119,7 @@ impl Takeover {
             capture,
             dns,
             servers: Vec::new(),
+            search: search.borrow_and_update().clone(),
             follow: None,
             hold: None,
             way: None,
@@ -132,6 +135,10 @@ impl Takeover {
                 tokio::select! {
                     todo = next(&mut keeper.follow) => keeper.take(todo),
                     Some(order) = orders.recv() => keeper.obey(order).await,
+                    Ok(()) = search.changed() => {
+                        let search = search.borrow_and_update().clone();
+                        keeper.complete_by(search).await;
+                    }
                     // Told to, or by the end of who would tell.
                     _ = &mut stopped => break,
                 }
@@ -207,6 +214,8 @@ struct Keeper {
     dns: config::Dns,
     /// Where programs are led.
     servers: Vec<IpAddr>,
+    /// What completes their short names.
+    search: Search,
     follow: Option<Follow>,
     hold: Option<Hold>,
     /// How the file was taken.
@@ -235,16 +244,47 @@ impl Keeper {
             return self.end_hold().await;
         }
         if hold {
-            let link = Link { index: self.index, servers: self.servers.clone() };
-            // One that is dropped leaves all as it is: nobody else is asked in between.
-            self.hold = None;
-            self.hold = Some(resolved::hold(None, link).await);
+            self.hold().await;
         } else {
             self.end_hold().await;
         }
         let follow = self.follow.insert(follow);
         if let Some(todo) = follow.now().await {
             self.take(todo);
+        }
+    }
+
+    /// Tells systemd-resolved of us.
+    async fn hold(&mut self) {
+        let link = Link {
+            index: self.index,
+            servers: self.servers.clone(),
+            // Those of the network it has from the network's own links.
+            search: self.search.tunnels().map(str::to_owned).collect(),
+        };
+        // One that is dropped leaves all as it is: nobody else is asked in between.
+        self.hold = None;
+        self.hold = Some(resolved::hold(None, link).await);
+    }
+
+    /// Other domains complete short names from now on.
+    async fn complete_by(&mut self, search: Search) {
+        let before = std::mem::replace(&mut self.search, search);
+        if self.hold.is_some() && !before.tunnels().eq(self.search.tunnels()) {
+            self.hold().await;
+        }
+        // What is somebody else's at the moment is left to whoever follows it.
+        let is_ours = |way: &Way| match way {
+            Way::Record => true,
+            Way::File => {
+                let file = std::fs::read(RESOLV_CONF).unwrap_or_default();
+                let whose = |host: &mut Host| resolv_conf::whose(&file, host.directory());
+                self.host.with(whose) == Some(resolv_conf::Whose::Ours)
+            }
+        };
+        let goes_on = self.follow.as_ref().is_some_and(Follow::goes_on);
+        if let Some(way) = self.way.filter(is_ours).filter(|_| goes_on) {
+            self.take(Todo::Take(way));
         }
     }
 
@@ -258,7 +298,7 @@ impl Keeper {
         let Todo::Take(way) = todo else { return };
         // Where a thread has panicked at the host the daemon is about to end.
         let begin = |host: &mut Host| {
-            let change = change(way, &self.servers, host.directory());
+            let change = change(way, &self.servers, &self.search, host.directory());
             host.begin(change)
         };
         let Some(begun) = self.host.with(begin) else { return };
@@ -360,16 +400,23 @@ impl Keeper {
     }
 }
 
-fn change(way: Way, ours: &[IpAddr], holder: &Path) -> Change {
+fn change(way: Way, ours: &[IpAddr], search: &Search, holder: &Path) -> Change {
     match way {
         Way::File => {
-            let before = std::fs::read(RESOLV_CONF).unwrap_or_default();
+            let read = |path| std::fs::read(path).unwrap_or_default();
+            let now = read(RESOLV_CONF);
+            let before = match resolv_conf::whose(&now, holder) {
+                // Its domains are not all the host's.
+                resolv_conf::Whose::Ours | resolv_conf::Whose::Orphaned => read(KEPT),
+                resolv_conf::Whose::Anothers(_) | resolv_conf::Whose::Theirs => now,
+            };
             let before = ResolvConf::parse(&String::from_utf8_lossy(&before));
-            let (text, holder) = (takeover::text(ours, &before), holder.to_owned());
+            let text = takeover::text(ours, &search.around_the_hosts(), &before);
+            let holder = holder.to_owned();
             Change::ResolvConf { path: RESOLV_CONF.into(), kept: KEPT.into(), text, holder }
         }
         Way::Record => {
-            let text = takeover::text(ours, &ResolvConf::default());
+            let text = takeover::text(ours, &search.around_the_hosts(), &ResolvConf::default());
             Change::ResolvconfRecord { record: RECORD.to_owned(), text }
         }
     }

@@ -100,6 +100,19 @@ impl ResolvConf {
         })
     }
 
+    /// The same configuration with these domains for a name without dots, and no others.
+    #[must_use]
+    pub fn with_search(mut self, domains: &[&str]) -> Self {
+        if self.search() != domains {
+            let is_other = |line: &String| {
+                !keyword(line).is_some_and(|(word, _)| matches!(word, "search" | "domain"))
+            };
+            self.rest.retain(is_other);
+            self.rest.insert(0, format!("search {}", domains.join(" ")));
+        }
+        self
+    }
+
     /// The same configuration with `nameserver` as its only server.
     pub fn with_nameserver(&self, nameserver: IpAddr) -> String {
         self.with_nameservers(&[nameserver])

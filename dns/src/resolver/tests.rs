@@ -311,7 +311,7 @@ async fn special_names_are_answered_here() {
         assert_eq!(answer.learned, None, "{name}");
     }
     assert_eq!(resolver.upstreams().asked(), []);
-    resolver.set_search(&["lan".to_owned()]);
+    resolver.set_search(&[("lan".to_owned(), ResolverId::UPSTREAM)]);
     resolver.resolve(query(9, "lan", 1), Over::Udp).await;
     assert_eq!(resolver.upstreams().asked(), [(0, "lan".to_owned())]);
 }

@@ -34,6 +34,17 @@ pub struct Link {
     pub index: u32,
     /// Where we answer.
     pub servers: Vec<IpAddr>,
+    /// Domains that complete a name without a dot, and whose names come to us.
+    pub search: Vec<String>,
+}
+
+impl Link {
+    /// Its domains, each with whether it only leads names here. The root leads every name here that
+    /// no other link has a longer domain for.
+    fn domains(&self) -> Vec<(&str, bool)> {
+        let search = self.search.iter().map(|domain| (domain.as_str(), false));
+        [(".", true)].into_iter().chain(search).collect()
+    }
 }
 
 /// A link that is held. Dropped without [`release`](Self::release) it stays set as long as it is
@@ -253,8 +264,12 @@ async fn stays(
         zbus::Result::Ok((servers, domains))
     };
     let Ok((servers, domains)) = looked.await else { return true };
-    let leads = domains.iter().any(|(domain, route)| *route && matches!(&**domain, "." | ""));
-    leads && servers == link.servers.iter().map(octets).collect::<Vec<_>>()
+    let has = |(name, route): (&str, bool)| {
+        let is = |domain: &str| domain == name || name == "." && domain.is_empty();
+        domains.iter().any(|(domain, of)| *of == route && is(domain))
+    };
+    link.domains().into_iter().all(has)
+        && servers == link.servers.iter().map(octets).collect::<Vec<_>>()
 }
 
 /// Sets the link.
@@ -287,8 +302,7 @@ async fn set_by(manager: &Proxy<'_>, link: &Link) -> zbus::Result<()> {
     optional(manager.call_method("SetLinkLLMNR", &(index, "no")).await)?;
     optional(manager.call_method("SetLinkMulticastDNS", &(index, "no")).await)?;
     manager.call_method("SetLinkDNS", &(index, servers)).await?;
-    // The root leads every name here that no other link has a longer domain for.
-    manager.call_method("SetLinkDomains", &(index, vec![(".", true)])).await?;
+    manager.call_method("SetLinkDomains", &(index, link.domains())).await?;
     optional(manager.call_method("SetLinkDefaultRoute", &(index, true)).await)?;
     Ok(())
 }

@@ -87,17 +87,57 @@ fn writers() {
 fn texts() {
     let ours: Vec<IpAddr> = ["198.18.0.2", "2001:2:0:756e::2"].map(|ip| ip.parse().unwrap()).into();
     let both = "nameserver 198.18.0.2\nnameserver 2001:2:0:756e::2\n";
-    for (name, before, expected) in [
-        ("nothing", "", ""),
+    let lab = "nameserver 192.0.2.1\nsearch lab.example\noptions ndots:2\n";
+    for (name, before, first, last, expected) in [
+        ("nothing", "", "", "", ""),
         (
             "search and options",
             "nameserver 192.0.2.1\nsearch corp.example lab.example\noptions edns0 trust-ad ndots:2\n",
+            "",
+            "",
             "search corp.example lab.example\noptions edns0 ndots:2\n",
         ),
-        ("trust alone", "options trust-ad\n", ""),
+        ("trust alone", "options trust-ad\n", "", "", ""),
+        ("where there was none", "", "a.example", "b.example", "search a.example b.example\n"),
+        (
+            "before and behind",
+            lab,
+            "a.example c.example",
+            "b.example",
+            "search a.example c.example lab.example b.example\noptions ndots:2\n",
+        ),
+        (
+            "each once",
+            lab,
+            "a.example",
+            "Lab.example a.example. b.example",
+            "search a.example lab.example b.example\noptions ndots:2\n",
+        ),
+        ("the same", lab, "", "lab.example", "search lab.example\noptions ndots:2\n"),
+        (
+            "a domain",
+            "search old.example\ndomain lab.example more\n",
+            "a.example",
+            "",
+            "search a.example lab.example\n",
+        ),
     ] {
-        assert_eq!(text(&ours, &ResolvConf::parse(before)), format!("{both}{expected}"), "{name}");
+        let list = |domains: &str| domains.split_whitespace().map(str::to_owned).collect();
+        let search = Search { first: list(first), last: list(last) };
+        let text = text(&ours, &search, &ResolvConf::parse(before));
+        assert_eq!(text, format!("{both}{expected}"), "{name}");
     }
+    // A network names as many as it likes; what the host's own file names stays.
+    let many = |of: &str| (0..100).map(|n| format!("{of}{n}.example")).collect::<Vec<_>>();
+    let before = format!("search {}\n", many("own")[..10].join(" "));
+    let search = Search { first: vec!["first.example".to_owned()], last: many("net") };
+    let text = text(&ours, &search, &ResolvConf::parse(&before));
+    let conf = ResolvConf::parse(&text);
+    let found = conf.search();
+    assert_eq!(
+        (found.len(), found[0], found[10]),
+        (MOST_SEARCHED, "first.example", "own9.example")
+    );
 }
 
 #[test]
@@ -355,6 +395,7 @@ fn link() -> resolved::Link {
     resolved::Link {
         index: 7,
         servers: vec!["198.18.0.2".parse().unwrap(), "::2".parse().unwrap()],
+        search: vec!["corp.example".to_owned()],
     }
 }
 
@@ -381,7 +422,7 @@ async fn resolved_is_told_each_time_it_begins() {
     // The older half of the methods is missing from this one.
     let set = [
         "dns 7 [(2, [198, 18, 0, 2]), (10, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2])]",
-        "domains 7 [(\".\", true)]",
+        "domains 7 [(\".\", true), (\"corp.example\", false)]",
         "default 7 true",
         "flush",
     ];

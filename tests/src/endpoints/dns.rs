@@ -110,6 +110,25 @@ pub(super) fn answer(table: &BTreeMap<String, Vec<IpAddr>>, query: &[u8]) -> Opt
     Some(answer)
 }
 
+/// The query again, as an answer with one address that its name decides: of a server that knows
+/// every name.
+pub fn any_name(query: &[u8]) -> Option<Vec<u8>> {
+    let (_, end) = question(query)?;
+    let question = query.get(..end + 4)?;
+    let mut hash = 2_166_136_261u32;
+    for byte in &question[HEADER..] {
+        hash = (hash ^ u32::from(byte.to_ascii_lowercase())).wrapping_mul(16_777_619);
+    }
+    let mut answer = question.to_vec();
+    // RFC 1035 section 4.1.1: QR and RA; RD as it was.
+    answer[2] = (query[2] & 1) | 0x80;
+    answer[3] = 0x80;
+    answer[6..12].copy_from_slice(&[0, 1, 0, 0, 0, 0]);
+    let [_, b, c, d] = hash.to_be_bytes();
+    answer.extend([0xc0, HEADER as u8, 0, 1, 0, 1, 0, 0, 14, 16, 0, 4, 11, b, c, d]);
+    Some(answer)
+}
+
 /// The name of the first question, lower case, and the offset behind it.
 pub(super) fn question(query: &[u8]) -> Option<(String, usize)> {
     let mut name = String::new();

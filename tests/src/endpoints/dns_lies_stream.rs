@@ -1,14 +1,18 @@
 //! A name server that is broken over TCP and TLS, or somebody who plays it: connections are taken,
 //! and then no answer comes whole.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConnection, StreamOwned};
 
-use super::SILENCE;
 use super::dns_lies::LyingServer;
+use super::dns_trust::Signed;
 use super::tcp::TcpServer;
 use crate::lab::Netns;
 
@@ -41,16 +45,55 @@ pub fn lies_over(netns: &Netns, port: u16, lie: StreamLie) -> Result<TcpServer> 
     TcpServer::start(netns, port, move |stream| tell(lie, stream))
 }
 
+/// The same at port 853 inside TLS, behind a handshake as it should be.
+///
+/// # Errors
+/// It can't listen.
+pub fn lies_over_tls(netns: &Netns, signed: &Signed, lie: StreamLie) -> Result<TcpServer> {
+    inside_tls(netns, 853, signed, &[], move |stream| tell(lie, stream))
+}
+
+/// What a server says inside TLS.
+type Inside<'s> = StreamOwned<ServerConnection, &'s mut TcpStream>;
+
+pub(super) fn inside_tls(
+    netns: &Netns,
+    port: u16,
+    signed: &Signed,
+    protocols: &[&[u8]],
+    serve: impl Fn(&mut Inside<'_>) -> io::Result<u64> + Clone + Send + 'static,
+) -> Result<TcpServer> {
+    let certificate = CertificateDer::from_pem_slice(signed.certificate.as_bytes())?;
+    let key = PrivateKeyDer::from_pem_slice(signed.key.as_bytes())?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)?;
+    tls.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    let tls = Arc::new(tls);
+    TcpServer::start(netns, port, move |stream| {
+        let connection = ServerConnection::new(Arc::clone(&tls)).map_err(io::Error::other)?;
+        serve(&mut StreamOwned::new(connection, stream))
+    })
+}
+
+/// The truth about `www.example`.
+pub(super) fn truth(query: &[u8]) -> io::Result<Vec<u8>> {
+    let truth = LyingServer::TRUTH.parse().map_err(io::Error::other)?;
+    let names = [("www.example".to_owned(), vec![truth])].into();
+    super::dns::answer(&names, query).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// Until nobody reads it any more.
-fn noise(stream: &mut TcpStream) -> io::Result<()> {
+fn noise(stream: &mut impl Write) -> io::Result<()> {
     loop {
         stream.write_all(&[0xff; 4096])?;
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-fn tell(lie: StreamLie, stream: &mut TcpStream) -> io::Result<u64> {
-    stream.set_read_timeout(Some(SILENCE))?;
+fn tell(lie: StreamLie, stream: &mut (impl Read + Write)) -> io::Result<u64> {
     let mut query = [0; 2048];
     let mut length = stream.read(&mut query)?;
     // Behind its length; noise where a handshake begins.
@@ -71,10 +114,7 @@ fn tell(lie: StreamLie, stream: &mut TcpStream) -> io::Result<u64> {
                     more => length += more,
                 }
             }
-            let truth = LyingServer::TRUTH.parse().map_err(io::Error::other)?;
-            let names = [("www.example".to_owned(), vec![truth])].into();
-            let truth = super::dns::answer(&names, &query[2..length]).unwrap_or_default();
-            stream.write_all(&framed(&truth))?;
+            stream.write_all(&framed(&truth(&query[2..length])?))?;
             noise(stream)?;
         }
         StreamLie::Endless => {

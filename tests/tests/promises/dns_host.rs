@@ -40,7 +40,8 @@ fn block_on<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 /// What the daemon does with the file: the change that takes it.
 fn take_file(host: &mut Host) -> Result<()> {
     let before = ResolvConf::parse(&fs::read_to_string(RESOLV_CONF).unwrap_or_default());
-    let (text, holder) = (takeover::text(&[ours()], &before), host.directory().to_owned());
+    let text = takeover::text(&[ours()], &takeover::Search::default(), &before);
+    let holder = host.directory().to_owned();
     let change = Change::ResolvConf { path: RESOLV_CONF.into(), kept: KEPT.into(), text, holder };
     Ok(host.begin(change)?.make()?)
 }
@@ -271,7 +272,8 @@ fn systemd_resolved_is_found_and_asks_us() -> Result<()> {
             ensure!(stub_knows("before.example")? && theirs.queries() > 0, "the control");
             let (mut follow, held) = Follow::new(Wanted::Auto, Path::new("/"), None, whose).await?;
             ensure!(held && quiet(&mut follow).await, "the stub is all that is needed");
-            let of_tun = takeover::resolved::Link { index: tun9, servers: vec![ours()] };
+            let of_tun =
+                takeover::resolved::Link { index: tun9, servers: vec![ours()], search: Vec::new() };
             let hold = takeover::resolved::hold(None, of_tun).await;
             ensure!(hold.is_set());
             let before = theirs.queries();
@@ -308,7 +310,7 @@ fn systemd_resolved_is_found_and_asks_us() -> Result<()> {
 
 /// An advertisement with one server and one search domain in it (RFC 4861 section 4.2, RFC 8106
 /// section 5.1).
-fn advertise(server: Ipv6Addr, seconds: u32) -> Result<()> {
+pub(super) fn advertise(server: Ipv6Addr, seconds: u32) -> Result<()> {
     use socket2::{Domain, Protocol, Socket, Type};
     let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6))?;
     socket.set_multicast_hops_v6(255)?;

@@ -3,9 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tests::both::{kdig, kdig_in};
-use tests::endpoints::{Authority, Lie, LyingServer, StreamLie, lies_over};
+use tests::endpoints::{
+    Authority, DoqServer, HttpLie, Lie, LyingServer, QuicLiar, QuicLie, StreamLie, TcpServer,
+    Valid, lies_over, lies_over_https, lies_over_tls,
+};
 use tests::lab::daemon::Daemon;
 use tests::lab::scratch::Scratch;
 use tests::lab::side_by_side::side_by_side;
@@ -120,28 +123,163 @@ fn liars_over_connections_end_in_time() -> Result<()> {
     })
 }
 
-/// A connection on which nobody waits for anything is not read for ever either.
+/// One of every transport that is encrypted, with a certificate that is as it should be.
+#[derive(Debug, Clone, Copy)]
+enum Inside {
+    Tls(StreamLie),
+    Https(HttpLie),
+    Quic(QuicLie),
+}
+
+/// A liar, and lines that name it.
+struct Liar {
+    server: Server,
+    config: String,
+    _files: Scratch,
+}
+
+enum Server {
+    Streams(TcpServer),
+    Quic(QuicLiar),
+}
+
+impl Inside {
+    fn start(self, lab: &Lab) -> Result<Liar> {
+        let (ca, files) = (Authority::new("ours")?, Scratch::new()?);
+        let signed = ca.sign(&["203.0.113.1"], Valid::Now)?;
+        let (server, at) = match self {
+            Self::Tls(lie) => (
+                Server::Streams(lies_over_tls(&lab.server, &signed, lie)?),
+                "tls://203.0.113.1".to_owned(),
+            ),
+            Self::Https(lie) => {
+                let at = "https://203.0.113.1/dns-query".to_owned();
+                (Server::Streams(lies_over_https(&lab.server, &signed, lie)?), at)
+            }
+            Self::Quic(lie) => {
+                let liar = QuicLiar::start(&lab.server, plan::GOOD4, &signed, lie)?;
+                (Server::Quic(liar), format!("quic://203.0.113.1:{}", DoqServer::PORT))
+            }
+        };
+        let ca = files.write("ca.pem", &ca.pem())?;
+        let config = format!(
+            "[[resolver]]\nname = \"liar\"\nservers = [\"{at}\"]\nca = \"{}\"\n\
+             [dns]\ncache = 0\n",
+            ca.display()
+        );
+        Ok(Liar { server, config, _files: files })
+    }
+}
+
+impl Liar {
+    fn accepted(&self) -> u64 {
+        match &self.server {
+            Server::Streams(server) => server.accepted(),
+            Server::Quic(liar) => liar.accepted(),
+        }
+    }
+
+    /// Waits until nothing of its connections is read any more.
+    fn wait_for_end(&self, lab: &Lab, within: Duration) -> Result<()> {
+        let limit = Instant::now() + within;
+        // What comes to a socket of which nobody reads stays there, time and again.
+        let mut unread = 0;
+        let is_over = |unread: &mut u32| -> Result<bool> {
+            match &self.server {
+                Server::Streams(server) => {
+                    Ok(server.ended() >= usize::try_from(server.accepted())?)
+                }
+                Server::Quic(_) => {
+                    let sockets = lab.host.output("ss", &["-unH", "dst", "203.0.113.1"])?;
+                    let waits = |line: &str| line.split_whitespace().next() != Some("0");
+                    *unread = if sockets.lines().all(waits) { *unread + 1 } else { 0 };
+                    Ok(*unread > 5)
+                }
+            }
+        };
+        while !is_over(&mut unread)? {
+            ensure!(Instant::now() < limit, "of {} connections one is read on", self.accepted());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+}
+
+const RULES: &str = "policy 1\nresolve * using liar\ndefault allow\n";
+
+/// The same behind a handshake as it should be.
+#[test]
+fn liars_inside_encryption_end_in_time() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let cases = [
+        Inside::Tls(StreamLie::Silent),
+        Inside::Tls(StreamLie::Half),
+        Inside::Tls(StreamLie::Noise),
+        Inside::Tls(StreamLie::Endless),
+        Inside::Tls(StreamLie::Other),
+        Inside::Tls(StreamLie::Ends),
+        Inside::Https(HttpLie::Silent),
+        Inside::Https(HttpLie::Noise),
+        Inside::Https(HttpLie::Frames),
+        Inside::Https(HttpLie::Body),
+        Inside::Https(HttpLie::Half),
+        Inside::Https(HttpLie::Other),
+        Inside::Https(HttpLie::Fails),
+        Inside::Https(HttpLie::Ends),
+        Inside::Quic(QuicLie::Silent),
+        Inside::Quic(QuicLie::Half),
+        Inside::Quic(QuicLie::Endless),
+        Inside::Quic(QuicLie::Other),
+        Inside::Quic(QuicLie::Ends),
+        Inside::Quic(QuicLie::Noise),
+    ];
+    side_by_side(&cases, |&lie| {
+        let lab = Lab::new()?;
+        let liar = lie.start(&lab)?;
+        let daemon = Daemon::start(&lab.host, RULES, &liar.config)?;
+        let began = Instant::now();
+        let seen = kdig(&lab, "www.example")?;
+        ensure!(seen.contains("status: SERVFAIL"), "{lie:?}: {seen}");
+        ensure!(began.elapsed() < IN_TIME, "{lie:?}: {:?}", began.elapsed());
+        ensure!(liar.accepted() > 0, "{lie:?}: nobody was asked");
+        daemon.status()
+    })
+}
+
+/// A connection on which nobody waits for anything is not read for ever either, and the next
+/// question has another one.
 #[test]
 fn noise_that_nobody_asked_for_ends() -> Result<()> {
     require_root!();
     require_tunneld!();
-    let lab = Lab::new()?;
-    let liar = lies_over(&lab.server, 53, StreamLie::Afterwards)?;
-    let config =
-        "[[resolver]]\nname = \"liar\"\nservers = [\"tcp://203.0.113.1\"]\n[dns]\ncache = 0\n";
-    let _daemon =
-        Daemon::start(&lab.host, "policy 1\nresolve * using liar\ndefault allow\n", config)?;
-    for connections in 1..=3 {
-        let seen = kdig(&lab, "www.example")?;
-        ensure!(seen.contains(LyingServer::TRUTH), "{seen}");
-        ensure!(liar.accepted() == connections, "{} connections", liar.accepted());
-        let limit = Instant::now() + Duration::from_secs(5);
-        while liar.ended() < usize::try_from(connections)? {
-            ensure!(Instant::now() < limit, "the noise of connection {connections} is read on");
-            std::thread::sleep(Duration::from_millis(20));
+    let encrypted = [
+        None,
+        Some(Inside::Tls(StreamLie::Afterwards)),
+        Some(Inside::Https(HttpLie::Afterwards)),
+        Some(Inside::Quic(QuicLie::ThenNoise)),
+    ];
+    side_by_side(&encrypted, |lie| {
+        let lab = Lab::new()?;
+        let liar = match lie {
+            Some(lie) => lie.start(&lab)?,
+            None => Liar {
+                server: Server::Streams(lies_over(&lab.server, 53, StreamLie::Afterwards)?),
+                config: "[[resolver]]\nname = \"liar\"\nservers = [\"tcp://203.0.113.1\"]\n\
+                         [dns]\ncache = 0\n"
+                    .to_owned(),
+                _files: Scratch::new()?,
+            },
+        };
+        let _daemon = Daemon::start(&lab.host, RULES, &liar.config)?;
+        for connections in 1..=3 {
+            let seen = kdig(&lab, "www.example")?;
+            ensure!(seen.contains(LyingServer::TRUTH), "{lie:?}: {seen}");
+            ensure!(liar.accepted() == connections, "{lie:?}: {} connections", liar.accepted());
+            liar.wait_for_end(&lab, Duration::from_secs(5)).with_context(|| format!("{lie:?}"))?;
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
@@ -170,6 +308,34 @@ fn dead_servers_end_in_time() -> Result<()> {
         let failed = seen.contains("status: SERVFAIL") && seen.contains("EDE: 22");
         ensure!(failed != honest, "{rule}: {seen}");
         ensure!(took < limit, "{rule}: {took:?}");
+        Ok(())
+    })
+}
+
+/// `else`: what is no answer leads to the next resolver, and nothing else does.
+#[test]
+fn what_fails_is_asked_elsewhere_where_a_rule_says_so() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let cases = [Lie::Fails, Lie::Refuses, Lie::Garbage, Lie::Silent, Lie::Loops, Lie::None];
+    side_by_side(&cases, |&lie| {
+        let lab = Lab::new()?;
+        let _liar = LyingServer::start(&lab.server, plan::GOOD4, lie, false)?;
+        let other = LyingServer::start(&lab.server, plan::GOOD4_SECOND, Lie::None, false)?;
+        let config = format!(
+            "{CONFIG}[[resolver]]\nname = \"other\"\nservers = [\"{}\"]\n",
+            plan::GOOD4_SECOND
+        );
+        let rules = "policy 1\nresolve www.example using liar\nresolve * using liar else other\n\
+                     default allow\n";
+        let _daemon = Daemon::start(&lab.host, rules, &config)?;
+        let honest = lie == Lie::None;
+        let seen = kdig(&lab, "www.example")?;
+        ensure!(seen.contains(LyingServer::TRUTH) == honest, "{lie:?}: {seen}");
+        ensure!(other.heard().is_empty(), "{lie:?}: {:?}", other.heard());
+        let seen = kdig(&lab, LyingServer::VICTIM)?;
+        ensure!(seen.contains(LyingServer::TRUTH), "{lie:?}: {seen}");
+        ensure!(other.heard().is_empty() == honest, "{lie:?}: {:?}", other.heard());
         Ok(())
     })
 }
@@ -203,7 +369,8 @@ fn a_dead_resolver_leaves_room_for_the_others() -> Result<()> {
     let sent = Instant::now();
     let seen = kdig(&lab, "www.example")?;
     ensure!(seen.contains(LyingServer::TRUTH), "{seen}");
-    ensure!(sent.elapsed() < Duration::from_secs(2), "{:?}", sent.elapsed());
+    // Those of the dead one take longer, and this machine is busy with them.
+    ensure!(sent.elapsed() < Duration::from_secs(4), "{:?}", sent.elapsed());
     let mut answered = 0;
     let mut room = [0; 512];
     while answered < MANY && sent.elapsed() < IN_TIME {

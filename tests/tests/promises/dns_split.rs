@@ -1,6 +1,8 @@
 //! Which server answers which name, through `exec`: asked by kdig, and proved by the servers'
 //! own logs.
 
+use std::net::IpAddr;
+
 use anyhow::{Context, Result, ensure};
 use tests::both::{Both, kdig_in};
 use tests::endpoints::page::{PAGE, page};
@@ -15,22 +17,37 @@ const CORP: &str = "\
  local-data: \"1.20.10.in-addr.arpa. 300 PTR host.corp.example.\"
  local-zone: \"10.in-addr.arpa.\" transparent
  local-data: \"1.0.20.10.in-addr.arpa. 300 PTR host.corp.example.\"
- local-data: \"public.example. 300 A 203.0.113.1\"";
+ local-zone: \"d.f.ip6.arpa.\" transparent
+ local-data-ptr: \"fd20::1 300 host6.corp.example.\"
+ local-data: \"public.example. 300 A 203.0.113.1\"
+ local-data: \"half.corp.example. 300 A 203.0.113.1\"
+ local-data: 'text.corp.example. 300 TXT \"of-corp\"'
+ local-zone: \"denied.example.\" static
+ local-data: \"empty.denied.example. 300 A 203.0.113.1\"
+ local-zone: \"turned.example.\" always_refuse";
 
 const UPSTREAM: &str = "\
  local-data: \"page.corp.example. 300 A 203.0.113.129\"
  local-data: \"both.corp.example. 300 A 203.0.113.129\"
  local-data: \"public.example. 300 A 203.0.113.129\"
  local-data: \"bad.example. 300 A 192.168.7.7\"
- local-data: \"bad.example. 300 A 203.0.113.129\"";
+ local-data: \"bad.example. 300 A 203.0.113.129\"
+ local-data: 'half.corp.example. 300 TXT \"none\"'
+ local-data: 'text.corp.example. 300 TXT \"of-upstream\"'
+ local-data: \"no.denied.example. 300 A 203.0.113.129\"
+ local-data: \"empty.denied.example. 300 AAAA 2001:db8::129\"
+ local-data: \"turned.example. 300 A 203.0.113.129\"";
 
 const RULES: &str = "\
 resolve blocked.corp.example using none
 resolve both.corp.example using corp and upstream
 resolve either.corp.example using upstream or corp
 resolve past.refused.example using corp else upstream
+resolve *.denied.example turned.example using corp else upstream
+resolve half.corp.example using corp and upstream
+resolve text.corp.example using upstream and corp
 resolve fails.refused.example refused.example using corp
-set office = *.corp.example 10.20.0.0/16
+set office = *.corp.example 10.20.0.0/16 fd20::/32
 resolve link.corp.example using masq
 resolve @office using corp";
 
@@ -45,13 +62,25 @@ fn kdig(both: &Both, args: &str) -> Result<String> {
     Ok(kdig_in(exec.policy(&format!("{RULES}\ndefault allow")), args)?.0)
 }
 
+/// The name that stands for an address.
+fn reverse(address: IpAddr) -> String {
+    let (digits, zone): (Vec<String>, _) = match address {
+        IpAddr::V4(v4) => (v4.octets().iter().map(ToString::to_string).collect(), "in-addr.arpa"),
+        IpAddr::V6(v6) => {
+            (format!("{:032x}", v6.to_bits()).chars().map(String::from).collect(), "ip6.arpa")
+        }
+    };
+    let labels = digits.iter().rev().map(|digit| format!("{digit}."));
+    labels.collect::<String>() + zone
+}
+
 #[test]
 fn each_form_of_a_rule_asks_whom_it_names() -> Result<()> {
     require_root!();
     require_tunneld!();
     let both = Both::start(CORP, UPSTREAM)?;
     // The question; what is in the answer; whether corp and upstream are asked.
-    for (question, want, corp, upstream) in [
+    let questions = [
         ("page.corp.example", &["203.0.113.1\n"][..], true, false),
         ("www.corp.example", &["10.1.2.3"], true, false),
         ("www.corp.example AAAA", &["fd00::3"], true, false),
@@ -59,32 +88,42 @@ fn each_form_of_a_rule_asks_whom_it_names() -> Result<()> {
         ("public.example", &["203.0.113.129"], false, true),
         ("both.corp.example", &["203.0.113.1\n", "203.0.113.129"], true, true),
         ("either.corp.example", &["203.0.113.1\n"], true, true),
+        ("half.corp.example", &["203.0.113.1\n", "ANSWER: 1;"], true, true),
+        ("text.corp.example TXT", &["\"of-upstream\"", "ANSWER: 1;"], true, true),
         ("past.refused.example", &["status: SERVFAIL"], true, true),
+        ("turned.example", &["203.0.113.129"], true, true),
+        // That there is nothing is an answer.
+        ("no.denied.example", &["status: NXDOMAIN"], true, false),
+        ("empty.denied.example AAAA", &["status: NOERROR", "ANSWER: 0;"], true, false),
         ("-x 10.21.0.1", &["status: NXDOMAIN"], false, false),
         ("fails.refused.example", &["status: SERVFAIL", "EDE: 22"], true, false),
         ("blocked.corp.example", &["status: NXDOMAIN", "EDE: 15"], false, false),
         ("bad.example", &["203.0.113.129", "EDE: 17"], false, true),
         ("odd.corp.example TYPE65280", &["0A000001"], true, false),
         ("-x 10.20.0.1", &["host.corp.example."], true, false),
+        ("-x fd20::1", &["host6.corp.example."], true, false),
+        ("-x fd21::1", &["status: NXDOMAIN"], false, false),
         ("-x 192.168.1.1", &["status: NXDOMAIN"], false, false),
         ("printer", &["status: REFUSED"], false, false),
         ("x.localhost", &["127.0.0.1"], false, false),
-    ] {
+    ];
+    for (place, (question, want, corp, upstream)) in questions.into_iter().enumerate() {
         let name = match question.split(' ').collect::<Vec<_>>()[..] {
-            ["-x", "10.20.0.1"] => "1.0.20.10.in-addr.arpa",
-            ["-x", "10.21.0.1"] => "1.0.21.10.in-addr.arpa",
-            ["-x", _] => "1.1.168.192.in-addr.arpa",
-            [name, ..] => name,
-            [] => "",
+            ["-x", address] => reverse(address.parse()?),
+            [name, ..] => name.to_owned(),
+            [] => String::new(),
         };
-        for over in ["+notcp @198.18.0.2", "+tcp @198.18.0.2", "+notcp @192.0.2.77"] {
-            let before = both.asked(name)?;
+        // Every way now and then: each takes an `exec` of its own.
+        let ways = ["+notcp @198.18.0.2", "+tcp @198.18.0.2", "+notcp @192.0.2.77"];
+        let some = if place % 4 == 0 { 0..3 } else { place % 3..place % 3 + 1 };
+        for over in &ways[some] {
+            let before = both.asked(&name)?;
             let seen = kdig(&both, &format!("{over} {question}"))?;
             for want in want {
                 ensure!(seen.contains(want), "{over} {question}: no `{want}`:\n{seen}");
             }
             ensure!(!seen.contains("192.168.7.7"), "{question}:\n{seen}");
-            let now = both.asked(name)?;
+            let now = both.asked(&name)?;
             let asked = [now[0] > before[0], now[1] > before[1]];
             ensure!(asked == [corp, upstream], "{over} {question}: asked {asked:?}:\n{seen}");
         }

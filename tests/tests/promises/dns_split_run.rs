@@ -57,6 +57,13 @@ fn a_reload_changes_rules_and_resolvers_under_the_hosts_questions() -> Result<()
     ensure!(seen.contains("203.0.113.1\n") && seen.contains("203.0.113.129\n"), "{seen}");
     ensure!(upstream.asked("one.example")? == asked + 1);
     watch.wait_for("\"disagreement\"")?;
+    let lines = watch.stdout();
+    let told = lines.lines().find(|line| line.contains("\"disagreement\"")).context("a line")?;
+    let told: Value = serde_json::from_str(told)?;
+    let said = |resolver: &str, data: &str| serde_json::json!({"resolver": resolver, "status": "data", "data": [data], "error": null});
+    let answers = [said("corp", "203.0.113.1"), said("upstream", "203.0.113.129")];
+    ensure!(told["name"] == "one.example" && told["type"] == "A", "{told}");
+    ensure!(told["answers"] == serde_json::json!(answers), "{told}");
     let done = daemon.reload("policy 1\nresolve two.example using corp\ndefault allow\n")?;
     ensure!(done.code() == 0, "{done:?}");
     // What is private passes by a rule that names it, and no other.
@@ -211,6 +218,45 @@ fn a_forwarder_back_to_us_ends() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Names are answered at both of our addresses, over UDP and TCP, and each flow there has a report,
+/// although nothing of it leaves.
+#[test]
+fn each_address_answers_and_each_question_is_reported() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let _upstream = Unbound::with(&lab.server, plan::GOOD4_SECOND, None, ZONE)?;
+    let daemon = Daemon::start(&lab.host, "policy 1\ndefault allow\n", &config(""))?;
+    let watch = lab.host.command(built_tunneld()?);
+    let watch = watch.args(["--json", "watch", "--socket"]).args([daemon.socket()]).spawn()?;
+    std::thread::sleep(Duration::from_millis(200));
+    for (address, at) in [(OURS, "198.18.0.2:53"), ("2001:2:0:756e::2", "[2001:2:0:756e::2]:53")] {
+        for (over, protocol) in [("+notcp", "udp"), ("+tcp", "tcp")] {
+            let seen = kdig(&lab, &format!("{over} @{address} one.example"))?;
+            ensure!(seen.contains("203.0.113.1\n"), "{at} {over}: {seen}");
+            let is_it = |flow: &Value| {
+                flow["destination"] == at
+                    && flow["protocol"] == protocol
+                    && flow["via"] == "dns"
+                    && flow["verdict"] == "allow"
+                    && flow["source"].is_null()
+                    && flow["egress"].is_null()
+            };
+            let limit = Instant::now() + Duration::from_secs(5);
+            let lines = || watch.stdout();
+            while !lines()
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .any(|f| is_it(&f))
+            {
+                ensure!(Instant::now() < limit, "{at} {over}: {}", lines());
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Nobody is asked who would ask us.

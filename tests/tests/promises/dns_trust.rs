@@ -14,6 +14,7 @@ use tests::both::kdig_in;
 use tests::endpoints::dns_trust::{Signed, wants_certificates};
 use tests::endpoints::{Authority, DoqServer, Unbound, Valid};
 use tests::lab::daemon::Daemon;
+use tests::lab::own_files::with_own_files;
 use tests::lab::scratch::Scratch;
 use tests::lab::{Lab, plan};
 use tests::{require_root, require_tunneld};
@@ -142,6 +143,42 @@ fn a_server_is_asked_only_with_a_right_certificate() -> Result<()> {
         ensure!(log.is_empty() && server.quic.questions() == 0, "{what} saw a name: {log:?}");
     }
     Ok(())
+}
+
+/// Without a `ca` it is the host's roots that count, and those of the network's own servers too.
+#[test]
+fn whom_the_host_trusts_is_asked() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = &Lab::new()?;
+    let ours = Authority::new("ours")?;
+    let signed = ours.sign(&["dns.corp.example"], Valid::Now)?;
+    let server = All::start(lab, plan::GOOD4, &signed)?;
+    with_own_files(&lab.host, None, move || {
+        for (trusted, asked) in [(false, 0), (true, 4)] {
+            if trusted {
+                let roots = Path::new("/etc/ssl/certs/ca-certificates.crt");
+                let before = std::fs::read_to_string(roots).unwrap_or_default();
+                std::fs::write(roots, format!("{before}\n{}", ours.pem()))?;
+            }
+            let (mut config, mut names) = (String::new(), vec!["upstream".to_owned()]);
+            for (transport, server) in servers(plan::GOOD4) {
+                config += &resolver(transport, &server, "");
+                names.push(transport.to_owned());
+            }
+            let upstream = &servers(plan::GOOD4)[0].1;
+            config += &format!("[dns]\nupstream = [\"{upstream}\"]\n");
+            let told = side_by_side(lab, &names, &config)?;
+            for (answer, transport) in told.iter().zip(["tls", "tls", "https", "quic"]) {
+                let fault = &answer["tries"][0]["fault"];
+                let unknown = *fault == "certificate-unknown-issuer";
+                ensure!(is_answered(answer, transport) == trusted, "{trusted}: {answer}");
+                ensure!(unknown != trusted, "{trusted}: {answer}");
+            }
+            ensure!(server.unbound.asked(NAME)? == asked, "{:?}", server.unbound.log()?);
+        }
+        Ok(())
+    })
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! kernel are. The far end is Debian's wireguard-go, and the server is unbound behind it, with a
 //! front of its own for QUIC.
 
-use std::fs::Permissions;
+use std::fs::{self, Permissions};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use dns::takeover::RESOLV_CONF;
 use rustix::process::Signal;
 use tests::both::{kdig_at, kdig_in};
 use tests::endpoints::dns_trust::{Authority, Valid};
@@ -19,9 +20,11 @@ use tests::endpoints::{DoqServer, TcpServer, Unbound};
 use tests::lab::capture::Capture;
 use tests::lab::daemon::Daemon;
 use tests::lab::frame::Frame;
+use tests::lab::own_files::{run, with_own_files};
+use tests::lab::resolved;
 use tests::lab::scratch::Scratch;
-use tests::lab::{Exec, Netns, Who};
-use tests::{require_root, require_tunneld};
+use tests::lab::{Exec, Netns, Who, skipped};
+use tests::{require_package, require_root, require_tunneld};
 
 /// The server behind the far end, and a host beside it that the server names.
 const SERVER: &str = "203.0.113.53";
@@ -53,7 +56,9 @@ impl Behind {
         let signed = authority.sign(&["dns.corp.example"], Valid::Now)?;
         let page = format!(" local-data: \"page.corp.example. 300 A {PAGES}\"\n");
         let wildcard = " local-zone: \"many.corp.example.\" redirect\n\
-                        \x20local-data: \"many.corp.example. 300 A 10.1.2.4\"\n";
+                        \x20local-data: \"many.corp.example. 300 A 10.1.2.4\"\n\
+                        \x20local-zone: \"ad.local.\" redirect\n\
+                        \x20local-data: \"ad.local. 300 A 10.1.2.5\"\n";
         let more = format!("{page}{wildcard}");
         let unbound = Unbound::with(&far.netns, server.parse()?, Some(&signed), &more)?;
         let behind = SocketAddr::new(server.parse()?, 53);
@@ -61,7 +66,7 @@ impl Behind {
         let quic = DoqServer::start(&far.netns, behind.ip(), behind, &signed, idle)?;
         let files = Scratch::new()?;
         let ca = files.write("ca.pem", &authority.pem())?;
-        std::fs::set_permissions(&ca, Permissions::from_mode(0o644))?;
+        fs::set_permissions(&ca, Permissions::from_mode(0o644))?;
         let ca = format!("ca = \"{}\"\n", ca.display());
         Ok(Self { near, theirs, unbound, quic, ca, far, _files: files })
     }
@@ -310,19 +315,176 @@ fn what_the_tunnels_resolver_names_goes_the_same_way() -> Result<()> {
     behind.lead(PAGES)?;
     let config = behind.config(&format!("\"{SERVER}\""), "wg0");
     let rules = "resolve *.corp.example using corp\nroute resolver corp via wg0\ndefault allow";
-    for (url, via) in
-        [("http://page.corp.example/", "wg0"), (&format!("http://{PAGES}/")[..], "direct")]
-    {
+    let named = "http://page.corp.example/";
+    for (rules, url, via) in [
+        (rules, named, "wg0"),
+        (rules, &format!("http://{PAGES}/")[..], "direct"),
+        // Nothing follows a resolver by itself.
+        (RULES, named, "direct"),
+    ] {
         let curl = ["-sS", "--max-time", "10", url];
         let seen = behind.exec("curl", &config, rules).args(curl).run()?.success()?;
         ensure!(seen.stdout() == PAGE, "{url}: {seen:#?}");
         let flow = seen.flow_to(PAGES.parse()?, 80)?;
         ensure!(flow["via"] == *via, "{url}: {flow:#}");
-        if via == "wg0" {
+        if url == named {
             ensure!(flow["resolvers"] == serde_json::json!(["corp"]), "{flow:#}");
         }
     }
-    let peers: Vec<IpAddr> = server.sessions(2)?.iter().map(|it| it.peer.ip()).collect();
-    ensure!(peers == [behind.near.inner(false), behind.near.outer(false).ip()], "{peers:?}");
+    let peers: Vec<IpAddr> = server.sessions(3)?.iter().map(|it| it.peer.ip()).collect();
+    let (inner, outer) = (behind.near.inner(false), behind.near.outer(false).ip());
+    ensure!(peers == [inner, outer, outer], "{peers:?}");
+    // Private addresses are what a tunnel's servers are for, whatever names the rule is about.
+    let all = "resolve * using corp\ndefault allow";
+    let (said, _) = kdig_in(behind.exec("kdig", &config, all), "www.corp.example")?;
+    ensure!(said.contains("10.1.2.3") && !said.contains("EDE"), "{said}");
     Ok(())
+}
+
+/// A tunnel whose `DNS` has search domains, of a daemon's configuration.
+fn with_search_domains(behind: &Behind, takeover: &str, policy: &str) -> Result<Daemon> {
+    let text = format!(
+        "[Interface]\nPrivateKey = {}\nAddress = {}/32\n\
+         DNS = {SERVER}, corp.example, ad.local\n\
+         [Peer]\nPublicKey = {}\nAllowedIPs = 0.0.0.0/0\nEndpoint = {}\n",
+        base64(behind.near.key.as_bytes()),
+        behind.near.inner(false),
+        base64(behind.far.key.public().as_bytes()),
+        behind.far.outer(false),
+    );
+    let config = format!(
+        "[[wireguard]]\nname = \"wg0\"\nfile = \"wg0.conf\"\n[dns]\ntakeover = \"{takeover}\"\n"
+    );
+    let policy = format!("policy 1\n{policy}\ndefault allow\n");
+    let mut daemon = Daemon::new(&behind.near.netns, &policy, &config)?;
+    daemon.files().write_secret("wg0.conf", &text)?;
+    daemon.run()?;
+    Ok(daemon)
+}
+
+fn wait_for(what: &str, is_so: impl Fn() -> Result<bool>) -> Result<()> {
+    let began = Instant::now();
+    while !is_so()? {
+        ensure!(began.elapsed() < Duration::from_secs(10), "{what} never came");
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// The search domains of a tunnel complete the short names of the host's programs while the policy
+/// has names in them asked behind it: no name of the company's is told to anybody else.
+#[test]
+fn short_names_are_completed_by_the_tunnels_domains() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let behind = Behind::start(SERVER)?;
+    let near = &behind.near.netns.clone();
+    let behind = with_own_files(near, None, move || {
+        fs::write("/etc/nsswitch.conf", "hosts: files dns\n")?;
+        // The network's server is dead at once.
+        let before = "nameserver 192.0.2.2\nsearch lan.example\n";
+        fs::write(RESOLV_CONF, before)?;
+        let found = |name: &str| -> Result<String> {
+            let done = near.command("getent").args(["ahostsv4", name]).run()?;
+            Ok(done.stdout.split_whitespace().next().unwrap_or_default().to_owned())
+        };
+        let one = "resolve *.corp.example using wg0";
+        let mut daemon = with_search_domains(&behind, "file", one)?;
+        for (rule, search, names) in [
+            (one, "corp.example lan.example", &[("www", "10.1.2.3"), ("dc", "")][..]),
+            (
+                "resolve * using wg0",
+                "corp.example ad.local lan.example",
+                &[("www", "10.1.2.3"), ("dc", "10.1.2.5"), ("dc.ad.local", "10.1.2.5")],
+            ),
+            ("", "lan.example", &[("www", ""), ("dc.ad.local", "")]),
+            (one, "corp.example lan.example", &[("www", "10.1.2.3")]),
+        ] {
+            let done = daemon.reload(&format!("policy 1\n{rule}\ndefault allow\n"))?;
+            ensure!(done.code() == 0, "{rule}: {done:?}");
+            wait_for(&format!("{rule}: {search}"), || {
+                let text = fs::read_to_string(RESOLV_CONF)?;
+                Ok(text.lines().any(|line| line == format!("search {search}")))
+            })?;
+            let asked = behind.unbound.log()?.len();
+            for (name, address) in names {
+                ensure!(found(name)? == *address, "{rule}: {name}: {}", found(name)?);
+            }
+            let asked = behind.unbound.log()?.len() - asked;
+            ensure!(!rule.is_empty() || asked == 0, "asked {asked} times");
+        }
+        // What is no domain of anybody's stays nobody's (RFC 6762).
+        let done = daemon.reload("policy 1\nresolve * using wg0\ndefault allow\n")?;
+        ensure!(done.code() == 0, "{done:?}");
+        let said = kdig_at(near, "dc.other.local")?;
+        ensure!(said.contains("status: REFUSED"), "{said}");
+        let ended = daemon.stop()?;
+        ensure!(ended.code() == 0 && !ended.stderr.contains("resolv-conf"), "{ended:?}");
+        ensure!(fs::read_to_string(RESOLV_CONF)? == before, "it is put back");
+        Ok(behind)
+    })?;
+    // In `exec` likewise.
+    let peer = everything(behind.far.peer(Some(behind.far.outer(false)), None));
+    let dns = format!("dns = [\"{SERVER}\", \"corp.example\"]\n");
+    let config = interface("wg0", &behind.near, &dns, &[peer]);
+    let script = "cat /etc/resolv.conf; getent ahostsv4 page";
+    for (rule, completes) in [("resolve *.corp.example using wg0", true), ("", false)] {
+        let rules = format!("{rule}\ndefault allow");
+        let etc = "mount -t tmpfs lab /srv; cp -a /etc/. /srv/; mount --move /srv /etc; \
+                   rm -f /etc/resolv.conf; echo 'hosts: files dns' > /etc/nsswitch.conf; \
+                   printf 'nameserver 192.0.2.2\\nsearch lan.example\\n' > /etc/resolv.conf";
+        let seen = behind.exec("sh", &config, &rules).prepare(etc).args(["-c", script]).run()?;
+        let said = seen.stdout();
+        let search =
+            if completes { "search corp.example lan.example" } else { "search lan.example" };
+        ensure!(said.lines().any(|line| line == search), "{rule}: {said}");
+        ensure!(said.contains(PAGES) == completes, "{rule}: {said}");
+    }
+    Ok(())
+}
+
+/// systemd-resolved completes names by its links' domains: our link has the tunnel's.
+#[test]
+fn systemd_resolved_completes_short_names_by_the_tunnels_domains() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let package = require_package!("systemd-resolved");
+    let behind = Behind::start(SERVER)?;
+    let near = behind.near.netns.clone();
+    with_own_files(&near, Some(&package), move || {
+        let (_bus, _service) = match resolved::start() {
+            Ok(started) => started,
+            Err(error) => {
+                skipped(module_path!(), &format!("no systemd-resolved: {error:#}"));
+                return Ok(());
+            }
+        };
+        let one = "resolve *.corp.example using wg0";
+        let mut daemon = with_search_domains(&behind, "auto", one)?;
+        let domains = |want: &str| {
+            let is_so = || -> Result<bool> {
+                let told = run("resolvectl", &["domain", "tunneld0"], "")?;
+                let mut words: Vec<&str> =
+                    told.rsplit(':').next().unwrap_or_default().split_whitespace().collect();
+                words.sort_unstable();
+                Ok(words.join(" ") == want)
+            };
+            wait_for(want, is_so)
+        };
+        domains("corp.example ~.")?;
+        let query = ["query", "-4", "--legend=no", "www"];
+        let told = run("resolvectl", &query, "")?;
+        ensure!(told.contains("10.1.2.3"), "{told}");
+        let done = daemon.reload("policy 1\ndefault allow\n")?;
+        ensure!(done.code() == 0, "{done:?}");
+        domains("~.")?;
+        let asked = behind.unbound.asked("www.corp.example")?;
+        ensure!(run("resolvectl", &query, "").is_err(), "it is completed by nothing");
+        ensure!(behind.unbound.asked("www.corp.example")? == asked);
+        let done = daemon.reload("policy 1\nresolve * using wg0\ndefault allow\n")?;
+        ensure!(done.code() == 0, "{done:?}");
+        domains("ad.local corp.example ~.")?;
+        daemon.stop()?;
+        Ok(())
+    })
 }

@@ -130,6 +130,38 @@ fn every_transport_gives_the_whole_answer() -> Result<()> {
     Ok(())
 }
 
+/// A server may end a connection after as many questions as it likes, with others still open on
+/// it: hickory-dns does so after a hundred.
+#[test]
+fn a_quic_server_that_ends_connections_loses_no_question() -> Result<()> {
+    require_root!();
+    let lab = Lab::new()?;
+    let ca = Authority::new("ours")?;
+    let signed = ca.sign(&["203.0.113.1"], Valid::Now)?;
+    let _unbound = Unbound::start(&lab.server, plan::GOOD4, None)?;
+    let behind = SocketAddr::new(plan::GOOD4, 53);
+    let doq = DoqServer::start_with_most(&lab.server, plan::GOOD4, behind, &signed, 100)?;
+    let files = Scratch::new()?;
+    let trust = Trust { ca: Some(files.write("ca.pem", &ca.pem())?), identity: None };
+    inside(&lab.host, async || {
+        let pool = pool(&[format!("quic://203.0.113.1:{}", DoqServer::PORT)], trust)?;
+        let pool = Arc::new(pool);
+        for _ in 0..50 {
+            let open = (0..10).map(|_| {
+                let pool = Arc::clone(&pool);
+                tokio::spawn(async move { ask(&pool, "www.corp.example.").await.map(|_| ()) })
+            });
+            for one in open.collect::<Vec<_>>() {
+                one.await??;
+            }
+        }
+        Ok(())
+    })?;
+    ensure!(doq.questions() >= 500, "{} questions", doq.questions());
+    ensure!((5..=10).contains(&doq.connections()), "{} connections", doq.connections());
+    Ok(())
+}
+
 /// Several servers behind one address are told apart by the name that is asked for.
 #[test]
 fn a_server_with_a_name_is_asked_for_by_it() -> Result<()> {
@@ -492,6 +524,31 @@ fn a_server_that_fails_gives_way_to_the_next() -> Result<()> {
         })?;
         ensure!(!first.heard().is_empty(), "{lie:?}: the first comes first");
     }
+    Ok(())
+}
+
+/// One server of a resolver hears each question: who else would hear it is for the rules to say.
+#[test]
+fn a_question_is_asked_of_one_server() -> Result<()> {
+    require_root!();
+    let lab = Lab::new()?;
+    let start = |address| LyingServer::start(&lab.server, address, Lie::None, false);
+    let (first, second) = (start(plan::GOOD4)?, start(plan::GOOD4_SECOND)?);
+    inside(&lab.host, async || {
+        let both = Arc::new(plain(&[plan::GOOD4, plan::GOOD4_SECOND])?);
+        for _ in 0..10 {
+            let open = (0..10).map(|_| {
+                let both = Arc::clone(&both);
+                tokio::spawn(async move { ask(&both, "www.example.").await.map(|_| ()) })
+            });
+            for one in open.collect::<Vec<_>>() {
+                one.await??;
+            }
+        }
+        Ok(())
+    })?;
+    ensure!(first.heard().len() == 100, "{}", first.heard().len());
+    ensure!(second.heard().is_empty(), "{:?}", second.heard());
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod counters;
 mod dns_believed;
 mod dns_host;
 mod dns_lies;
+mod dns_load;
 mod dns_split;
 mod dns_split_run;
 mod dns_trust;

@@ -2,16 +2,20 @@
 //! what is kept when the way to them changes. The servers' logs say who was asked.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use dns::takeover::RESOLV_CONF;
 use tests::both::kdig;
 use tests::endpoints::Unbound;
 use tests::lab::daemon::Daemon;
-use tests::lab::own_files::with_own_files;
+use tests::lab::own_files::{run, with_own_files};
 use tests::lab::{Lab, Netns, plan};
 use tests::{require_root, require_tunneld};
+
+use crate::dns_host::advertise;
 
 const POLICY: &str = "policy 1\ndefault allow\n";
 /// Every name there is.
@@ -313,6 +317,124 @@ fn search_domains_are_the_networks() -> Result<()> {
         // Another network, which has no such domain.
         fs::write(RESOLV_CONF, format!("nameserver {}\n", plan::NEAR4))?;
         wait_for("another network", || Ok(kdig(&lab, "nas.lan.local")?.contains("status: REFUSED")))
+    })
+}
+
+/// A search domain that a router advertises completes the short names of the host's programs, as
+/// systemd-resolved would; the server is the one that it advertises.
+#[test]
+fn an_advertised_search_domain_completes_names() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let at: Ipv6Addr = "2001:db8:1::53".parse()?;
+    lab.server.ip(&format!("address add {at}/64 dev far0 nodad\n"))?;
+    with_own_files(&lab.host, None, || {
+        fs::write("/etc/nsswitch.conf", "hosts: files dns\n")?;
+        let before = "# nobody\n";
+        fs::write(RESOLV_CONF, before)?;
+        let more = " local-data: \"nas.corp.example. 300 A 203.0.113.1\"";
+        let network = Unbound::with(&lab.server, at.into(), None, more)?;
+        let mut daemon = Daemon::start(&lab.host, POLICY, "[dns]\ntakeover = \"file\"\n")?;
+        wait_for("our file", || Ok(fs::read_to_string(RESOLV_CONF)?.contains("198.18.0.2")))?;
+        let search = || -> Result<Option<String>> {
+            let text = fs::read_to_string(RESOLV_CONF)?;
+            Ok(text.lines().find(|line| line.starts_with("search")).map(str::to_owned))
+        };
+        ensure!(search()?.is_none(), "{:?}", search()?);
+        wait_for("the domain", || {
+            // Until the router's own address was tried out the kernel has no source for it.
+            let _ = lab.server.run(|| advertise(at, 600));
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(search()?.as_deref() == Some("search corp.example"))
+        })?;
+        let servers = daemon.json(&["dns", "servers"])?;
+        let from = servers[0]["from"].as_str().unwrap_or_default();
+        ensure!(from.starts_with("router advertisement (link "), "{servers:?}");
+        let found = lab.host.command("getent").args(["ahostsv4", "nas"]).run()?;
+        ensure!(found.stdout.contains("203.0.113.1"), "{found:?}");
+        ensure!(network.asked("nas.corp.example")? > 0 && network.asked("nas")? == 0);
+        // It takes it back.
+        wait_for("the end of it", || {
+            let _ = lab.server.run(|| advertise(at, 0));
+            std::thread::sleep(Duration::from_millis(100));
+            Ok(search()?.is_none())
+        })?;
+        let ended = daemon.stop()?;
+        ensure!(ended.code() == 0, "{ended:?}");
+        ensure!(fs::read_to_string(RESOLV_CONF)? == before);
+        Ok(())
+    })
+}
+
+/// Every part of the host that can name a server, the least believed first: each one's is asked as
+/// soon as it says so, and `dns servers` tells who it was.
+#[test]
+fn each_source_is_followed_and_named() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let at = |number: u8| -> IpAddr { [192, 0, 2, 60 + number].into() };
+    for number in 0..6 {
+        lab.server.ip(&format!("address add {}/25 dev far0\n", at(number)))?;
+    }
+    with_own_files(&lab.host, None, || {
+        // A directory that is the host's own elsewhere.
+        run("mount", &["-t", "tmpfs", "lab", "/var/lib"], "")?;
+        let told = lab.host.output("ip", &["-o", "link", "show", "dev", "up0"])?;
+        let index = told.split(':').next().unwrap_or_default();
+        let later = SystemTime::now() + Duration::from_secs(600);
+        let later = later.duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+        let nameserver = |number| format!("nameserver {}\n", at(number));
+        let sources = [
+            (RESOLV_CONF.to_owned(), nameserver(0), RESOLV_CONF.to_owned()),
+            (
+                "/var/lib/dhcp/dhclient.leases".to_owned(),
+                format!(
+                    "lease {{ interface \"up0\"; option domain-name-servers {}; \
+                     expire epoch {later}; }}\n",
+                    at(1)
+                ),
+                "dhclient (/var/lib/dhcp/dhclient.leases)".to_owned(),
+            ),
+            (
+                format!("/run/systemd/netif/leases/{index}"),
+                format!("DNS={}\n", at(2)),
+                format!("systemd-networkd (link {index})"),
+            ),
+            (
+                "/run/resolvconf/interface/up0.dhclient".to_owned(),
+                nameserver(3),
+                "resolvconf (up0.dhclient)".to_owned(),
+            ),
+            (
+                "/run/NetworkManager/no-stub-resolv.conf".to_owned(),
+                nameserver(4),
+                "/run/NetworkManager/no-stub-resolv.conf".to_owned(),
+            ),
+            (
+                "/run/systemd/resolve/resolv.conf".to_owned(),
+                nameserver(5),
+                "/run/systemd/resolve/resolv.conf".to_owned(),
+            ),
+        ];
+        let daemon = Daemon::start(&lab.host, POLICY, "")?;
+        for (number, (file, text, from)) in (0..).zip(&sources) {
+            let server = Unbound::with(&lab.server, at(number), None, ALL)?;
+            fs::create_dir_all(Path::new(file).parent().context("a directory")?)?;
+            fs::write(file, text)?;
+            wait_for(from, || {
+                let servers = daemon.json(&["dns", "servers"])?;
+                let is_it = |server: &serde_json::Value| {
+                    server["server"] == at(number).to_string() && server["from"] == **from
+                };
+                Ok(servers.len() == 1 && is_it(&servers[0]))
+            })?;
+            let name = format!("n{number}.example");
+            known(&lab, &name)?;
+            ensure!(server.asked(&name)? == 1, "{from}: {:?}", server.log()?);
+        }
+        Ok(())
     })
 }
 

@@ -4,10 +4,12 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use dns::takeover::{KEPT, RESOLV_CONF};
+use dns::takeover::{KEPT, RESOLV_CONF, REWRITES};
 use tests::endpoints::DnsServer;
 use tests::lab::daemon::Daemon;
 use tests::lab::own_files::{run, with_own_files};
@@ -43,7 +45,7 @@ fn wait_for(what: &str, is_so: impl Fn() -> Result<bool>) -> Result<()> {
     let began = Instant::now();
     while !is_so()? {
         ensure!(began.elapsed() < Duration::from_secs(10), "{what} never came: {}", now()?);
-        std::thread::sleep(Duration::from_millis(20));
+        thread::sleep(Duration::from_millis(20));
     }
     Ok(())
 }
@@ -139,6 +141,82 @@ fn a_rewrite_by_somebody_else_is_the_new_original() -> Result<()> {
     })
 }
 
+/// Whenever a program reads the file there is a whole one, of ours or of the host's.
+#[test]
+fn the_file_is_whole_at_every_moment() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let before = original(plan::NEAR4);
+    on_a_host(&before, |lab| {
+        let over = AtomicBool::new(false);
+        let reads = thread::scope(|scope| -> Result<u32> {
+            // On the files of this thread, which starts it.
+            let reader = scope.spawn(|| -> Result<u32> {
+                let mut reads = 0;
+                while !over.load(Ordering::Relaxed) {
+                    reads += 1;
+                    let text = now()?;
+                    let is_ours = text.contains(OURS) && text.contains("corp.example");
+                    ensure!(is_ours || text == before, "read {reads}: {text:?}");
+                }
+                Ok(reads)
+            });
+            let takes = || -> Result<()> {
+                for _ in 0..3 {
+                    let file = "[dns]\ntakeover = \"file\"\n";
+                    let mut daemon = Daemon::start(&lab.host, POLICY, file)?;
+                    wait_for("our file", || Ok(now()?.contains(OURS)))?;
+                    ensure!(daemon.stop()?.code() == 0);
+                    is_put_back(&before)?;
+                }
+                Ok(())
+            };
+            let taken = takes();
+            over.store(true, Ordering::Relaxed);
+            let read = reader.join().expect("it doesn't panic");
+            taken.and(read)
+        })?;
+        ensure!(reads > 1_000, "{reads} reads");
+        Ok(())
+    })
+}
+
+/// Whoever keeps writing the file has it in the end, until a reload wants it again.
+#[test]
+fn a_war_over_the_file_has_a_limit() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let before = original(plan::NEAR4);
+    on_a_host(&before, |lab| {
+        let theirs = server(lab, plan::NEAR4, "page.example")?;
+        let mut daemon = Daemon::start(&lab.host, POLICY, "[dns]\ntakeover = \"file\"\n")?;
+        for rewrite in 0..=REWRITES {
+            wait_for("our file", || Ok(now()?.contains(OURS))).context(rewrite)?;
+            fs::write(RESOLV_CONF, &before)?;
+        }
+        let said = |daemon: &Daemon| -> Result<usize> {
+            Ok(daemon.running()?.stderr().matches("resolv-conf-left").count())
+        };
+        wait_for("the word of it", || Ok(said(&daemon)? == 1))?;
+        // And once more, of which nothing is to come.
+        fs::write(RESOLV_CONF, &before)?;
+        thread::sleep(Duration::from_millis(700));
+        ensure!(now()? == before && said(&daemon)? == 1, "{}", now()?);
+        let asked = theirs.queries();
+        ensure!(address_of(&lab.host, "page.example")? == plan::GOOD4.to_string());
+        ensure!(theirs.queries() > asked, "asked of the network's own server");
+
+        let text = fs::read_to_string(daemon.config())?.replace("\"file\"", "\"auto\"");
+        daemon.files().write("tunneld.toml", &text)?;
+        let done = daemon.verb(&["reload"])?;
+        ensure!(done.code() == 0, "{done:?}");
+        wait_for("our file again", || Ok(now()?.contains(OURS)))?;
+        let ended = daemon.stop()?;
+        ensure!(ended.code() == 0, "{ended:?}");
+        is_put_back(&before)
+    })
+}
+
 #[test]
 fn what_must_be_left_alone_is() -> Result<()> {
     require_root!();
@@ -151,7 +229,7 @@ fn what_must_be_left_alone_is() -> Result<()> {
         on_a_host(&before, |lab| {
             let mut daemon = Daemon::start(&lab.host, POLICY, config)?;
             // Twice as long as a rewrite is waited for.
-            std::thread::sleep(Duration::from_millis(500));
+            thread::sleep(Duration::from_millis(500));
             is_put_back(&before).context(name)?;
             daemon.stop()?;
             is_put_back(&before).context(name)
@@ -188,7 +266,7 @@ fn a_file_that_cannot_be_written_is_a_warning() -> Result<()> {
         run("mount", &["-o", "remount,bind,ro", "/etc"], "")?;
         let mut daemon = Daemon::start(&lab.host, POLICY, "[dns]\ntakeover = \"file\"\n")?;
         // Nobody changes the file: it is tried again all the same.
-        std::thread::sleep(Duration::from_millis(1_500));
+        thread::sleep(Duration::from_millis(1_500));
         is_put_back(&before)?;
         run("mount", &["-o", "remount,bind,rw", "/etc"], "")?;
         wait_for("our file", || Ok(now()?.contains(OURS)))?;
@@ -336,7 +414,7 @@ fn systemd_resolved_asks_us() -> Result<()> {
         // A war has a limit.
         for _ in 0..8 {
             run("resolvectl", &["revert", "tunneld0"], "")?;
-            std::thread::sleep(Duration::from_millis(400));
+            thread::sleep(Duration::from_millis(400));
         }
         wait_for_link(false)?;
         ensure!(!blocked()?, "left to whoever insists");
@@ -391,7 +469,9 @@ fn a_record(package: &Path, prepare: &str, only: bool) -> Result<()> {
                 wait_for("our record", || {
                     let text = now()?;
                     let first = text.lines().find(|line| line.starts_with("nameserver"));
-                    Ok(first == Some(OURS.trim()) && text.contains(&near.to_string()) != only)
+                    let is_first = first == Some(OURS.trim());
+                    let completes = text.contains("search corp.example");
+                    Ok(is_first && completes && text.contains(&near.to_string()) != only)
                 })
             };
             is_taken()?;
