@@ -141,7 +141,7 @@ fn a_full_cache_slows_nothing_down() -> Result<()> {
 /// Once it is known that one of two servers is dead, the program's answers take what they take
 /// with both.
 #[test]
-fn a_dead_server_of_two_holds_nobody_up() -> Result<()> {
+fn heavy_a_dead_server_of_two_holds_nobody_up() -> Result<()> {
     require_root!();
     require_tunneld!();
     let lab = Lab::new()?;
@@ -173,7 +173,7 @@ fn a_dead_server_of_two_holds_nobody_up() -> Result<()> {
 
 /// `and` asks both at once: it takes as long as the slower one.
 #[test]
-fn an_and_takes_no_longer_than_the_slower_one() -> Result<()> {
+fn heavy_an_and_takes_no_longer_than_the_slower_one() -> Result<()> {
     require_root!();
     require_tunneld!();
     let lab = Lab::new()?;
