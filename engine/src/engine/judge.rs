@@ -256,6 +256,9 @@ impl Engine {
                         return self.peek(id);
                     }
                     flow.opening.decision = Some((decision.verdict, decision.rule));
+                    // Nothing of what the service is asked leaves: that has no path to keep.
+                    flow.opening.protected = policy.protects(decision.rule) && !flow.opening.served;
+                    flow.opening.spared = None;
                     if !Arc::ptr_eq(&flow.opening.edition, &self.edition) {
                         flow.opening.edition = Arc::clone(&self.edition);
                     }
