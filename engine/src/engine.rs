@@ -67,7 +67,7 @@ use crate::{
 pub use contract::{
     Config, Datagram, Input, Meta, Output, Services, Sink, Unresolved, Unsent, Way,
 };
-pub use netstack::{Arrived, LinkPort, write_udp};
+pub use netstack::{Arrived, LinkPort, fragment_udp, write_udp};
 pub use own::Own;
 pub use reload::Cut;
 pub use service::ResolverService;

@@ -30,7 +30,7 @@ mod ways;
 pub use dropped::{Counters, Dropped, Outcome};
 pub use engine::{
     Arrived, Config, Cut, Datagram, Engine, Input, LinkPort, Meta, Output, Own, PIECE,
-    ResolverService, Services, Sink, Unresolved, Unsent, Walk, Way, write_udp,
+    ResolverService, Services, Sink, Unresolved, Unsent, Walk, Way, fragment_udp, write_udp,
 };
 pub use facts::{DeviceName, Egress, Fact, Facts, Name, NameFrom, Owner, Protocol};
 pub use failure::Failure;

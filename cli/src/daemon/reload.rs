@@ -155,7 +155,7 @@ impl Daemon {
         }
         // Last of what can fail: the tunnels that are new are open then.
         let prepared = match &self.ways {
-            Some(ways) => Some(ways.prepare(Wanted::of(&config, policy.ways())?).await?),
+            Some(ways) => Some(ways.prepare(Wanted::of(&config, &policy)?).await?),
             None => None,
         };
         let ways = prepared.as_ref().map(Prepared::ways);
@@ -204,7 +204,7 @@ impl Daemon {
         let Read { config, policy, warnings, .. } = self.read_again().await?;
         self.may_have_tunnels(&config)?;
         let ways = match &self.ways {
-            Some(ways) => Some(ways.rehearse(Wanted::of(&config, policy.ways())?).await?),
+            Some(ways) => Some(ways.rehearse(Wanted::of(&config, &policy)?).await?),
             None => None,
         };
         self.compare_with(policy, Some(config.dns.service()), ways, warnings).await

@@ -326,8 +326,7 @@ impl Engine {
         let protocol = facts.protocol;
         let is_carried = match protocol {
             Protocol::Tcp => true,
-            // The tunnel in front of a proxy does not lead to where that takes datagrams.
-            Protocol::Udp => proxy.behind.is_none() && !crate::cast::is_cast(destination.ip()),
+            Protocol::Udp => !crate::cast::is_cast(destination.ip()),
             Protocol::Icmp => false,
         };
         if !is_carried {

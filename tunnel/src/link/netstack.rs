@@ -33,7 +33,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
-    Arrived, Failure, Instant, Link, LinkId, LinkPort, Protocol, Unsent, Ways, write_udp,
+    Arrived, Failure, Instant, Link, LinkId, LinkPort, Protocol, Unsent, Ways, fragment_udp,
+    write_udp,
 };
 use hashbrown::HashMap;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -135,6 +136,12 @@ impl Netstack {
     /// does for others.
     pub(crate) fn connect(&self, link: LinkId, far: SocketAddr) -> Result<Stream, Failure> {
         self.board.connect(link, far)
+    }
+
+    /// Opens a UDP socket of this shard's own, as [`Handle::bind`](crate::driver::Handle::bind)
+    /// does for others.
+    pub(crate) fn bind(&self, link: LinkId, far: SocketAddr) -> Result<Datagrams, Failure> {
+        self.board.bind(link, far)
     }
 
     /// Keeps what came for one of its ports until the next turn.
@@ -276,6 +283,9 @@ impl Netstack {
             let mut state = line.state();
             state.place = Some(at);
             state.near = is_datagrams.then_some(near);
+            if is_datagrams {
+                state.wake();
+            }
         }
         entry.insert(Socket { line, port, near, kind, due: None });
         self.ports.insert(port, at);
@@ -515,7 +525,7 @@ impl Tcp {
     }
 }
 
-/// Sends a datagram, unless it is too long for the tunnel.
+/// Sends a datagram, in pieces where it is too long for the tunnel.
 fn send(
     link: LinkId,
     (near, far): (SocketAddr, SocketAddr),
@@ -524,10 +534,18 @@ fn send(
     below: &mut impl Below,
 ) -> Result<(), Unsent> {
     let mtu = usable(below.ways(), link).ok_or(Unsent::Failed(Failure::NetUnreachable))?.mtu;
-    if write_udp(packet, near, far, datagram) && packet.len() <= usize::from(mtu) {
-        below.send(link, packet)?;
+    if !write_udp(packet, near, far, datagram) {
+        return Ok(());
     }
-    Ok(())
+    if packet.len() <= usize::from(mtu) {
+        return below.send(link, packet);
+    }
+    let (ident, mut sent) = (random().unwrap_or(0) as u32, Ok(()));
+    fragment_udp(near, far, datagram, (mtu, ident), |piece| {
+        sent = below.send(link, piece);
+        sent.is_ok()
+    });
+    sent
 }
 
 /// A tunnel that may be used.
