@@ -103,7 +103,7 @@ fn execute(args: &ExecArgs) -> anyhow::Result<u8> {
         shards: 1,
         reports,
     };
-    let wanted = Wanted::of(&config, blueprint.policy.ways())
+    let wanted = Wanted::of(&config, &blueprint.policy)
         .map_err(|error| ways::refuse(&error, code::EXEC_FAILED))?;
     let queue = sandbox.tun.pop().context("the sandbox has a queue")?;
     let owners = sandbox.sock_diag.pop().and_then(|socket| Owners::new(socket).ok());

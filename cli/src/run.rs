@@ -125,7 +125,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
     let shards = Shards::start(&config, &policy, names.names(), &farewells)?;
     let follower = Follower::start(&plan, &shards.handles, &farewells)?;
     let wanted =
-        Wanted::of(&config, policy.ways()).map_err(|error| ways::refuse(&error, code::FAILED))?;
+        Wanted::of(&config, &policy).map_err(|error| ways::refuse(&error, code::FAILED))?;
     let ways = WaysOut::start(
         ways::Parts {
             shards: shards.boxed(),

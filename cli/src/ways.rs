@@ -34,10 +34,12 @@ mod proxy;
 mod told;
 mod wireguard;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use engine::policy::Policy;
 use engine::{DeviceName, LinkId, WayId, WayNames, Ways};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -84,13 +86,16 @@ pub(crate) struct Wanted {
     pub(crate) tunnels: Vec<WireGuard>,
     pub(crate) names: WayNames,
     pub(crate) proxies: Vec<Loaded>,
+    /// Those that some `route` names.
+    pub(crate) routed: BTreeSet<WayId>,
 }
 
 impl Wanted {
     /// What a configuration wants, by the numbers that a policy has of it.
-    pub(crate) fn of(config: &Config, names: &WayNames) -> Result<Self, Unopened> {
+    pub(crate) fn of(config: &Config, policy: &Policy) -> Result<Self, Unopened> {
         let proxies = proxies::load(config)?;
-        Ok(Self { tunnels: config.wireguard.clone(), names: names.clone(), proxies })
+        let (names, routed) = (policy.ways().clone(), policy.routed().collect());
+        Ok(Self { tunnels: config.wireguard.clone(), names, proxies, routed })
     }
 
     /// Whether there is nothing but `direct`.

@@ -68,7 +68,7 @@ pub use contract::{
     Config, Datagram, Input, Meta, Output, Services, Sink, Unresolved, Unsent, Way,
 };
 pub use link::{LINK_ERROR, link_error};
-pub use netstack::{Arrived, LinkPort, write_udp};
+pub use netstack::{Arrived, LinkPort, fragment_udp, write_udp};
 pub use own::Own;
 pub use reload::Cut;
 pub use service::ResolverService;
@@ -453,6 +453,8 @@ impl Engine {
                 bound,
                 others,
                 peeked: false,
+                protected: false,
+                spared: None,
                 chained: false,
             }),
             active: now,
@@ -539,8 +541,11 @@ fn report(ways: &Ways, flow: &Flow, stage: Stage, reason: Option<Reason>, now: I
         egress_port: opening.egress_port,
         owner: opening.facts.owner.known().map(|owner| Owner::clone(owner)),
         verdict: opening.decision.map(|(verdict, _)| verdict),
-        rule: opening.decision.map(|(_, rule)| policy.rule_name(rule).to_owned()),
-        generation: opening.edition.generation,
+        rule: match &opening.spared {
+            Some(spared) => Some(spared.rule.clone()),
+            None => opening.decision.map(|(_, rule)| policy.rule_name(rule).to_owned()),
+        },
+        generation: opening.spared.as_ref().map_or(opening.edition.generation, |it| it.generation),
         sent: flow.sent,
         received: flow.received,
         packets_sent: flow.packets_sent,

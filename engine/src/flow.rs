@@ -176,6 +176,10 @@ pub(crate) struct Opening {
     pub(crate) others: Vec<Arc<Name>>,
     /// The SYN was answered before the verdict, to see the first bytes.
     pub(crate) peeked: bool,
+    /// The rule that allowed it says so: no change of policy or path resets it.
+    pub(crate) protected: bool,
+    /// What allowed it, where the policy in force would not and it is protected.
+    pub(crate) spared: Option<Box<Spared>>,
     /// Counted among those that wait for a proxy of this host (`engine/chain`).
     pub(crate) chained: bool,
 }
@@ -187,6 +191,13 @@ impl Opening {
         let client = self.facts.client().ip();
         (self.bound && client.is_ipv4() == self.far.is_ipv4()).then_some(client)
     }
+}
+
+/// The rule that a protected flow still lives by, though a reload has gone past it.
+#[derive(Debug)]
+pub(crate) struct Spared {
+    pub(crate) rule: String,
+    pub(crate) generation: u64,
 }
 
 #[derive(Debug)]

@@ -31,7 +31,8 @@ mod ways;
 pub use dropped::{Counters, Dropped, Outcome};
 pub use engine::{
     Arrived, Config, Cut, Datagram, Engine, Input, LINK_ERROR, LinkPort, Meta, Output, Own, PIECE,
-    ResolverService, Services, Sink, Unresolved, Unsent, Walk, Way, link_error, write_udp,
+    ResolverService, Services, Sink, Unresolved, Unsent, Walk, Way, fragment_udp, link_error,
+    write_udp,
 };
 pub use facts::{DeviceName, Egress, Fact, Facts, Name, NameFrom, Owner, Protocol};
 pub use failure::Failure;

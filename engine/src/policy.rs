@@ -399,6 +399,16 @@ impl Policy {
         self.name_at(rule.0 as usize)
     }
 
+    /// The ways out that its routes name; some more than once.
+    pub fn routed(&self) -> impl Iterator<Item = WayId> {
+        self.routes.ways.iter().copied()
+    }
+
+    /// Whether no change of policy or path resets a flow that this rule allows.
+    pub fn protects(&self, rule: RuleId) -> bool {
+        self.rules.rules.get(rule.0 as usize).is_some_and(|rule| rule.protected)
+    }
+
     /// How many rules there are, the default not counted.
     pub fn rules(&self) -> usize {
         self.rules.rules.len()

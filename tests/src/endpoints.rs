@@ -14,6 +14,7 @@ pub mod dns_unbound;
 pub mod page;
 pub mod pattern;
 pub mod proxy;
+pub mod real_proxy;
 pub mod relay;
 pub mod sshd;
 pub mod tcp;

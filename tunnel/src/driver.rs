@@ -480,7 +480,7 @@ impl<D: Device> Driver<D> {
             self.sockets.read_again(tag);
         }
         self.answer(now);
-        self.end_refused_relays(now);
+        self.end_broken_relays(now);
     }
 
     /// Moves bytes of every flow that is ready; whether some flow has more to move.

@@ -20,6 +20,7 @@ pub(crate) mod links;
 mod port;
 pub(crate) mod probes;
 mod queries;
+mod relayed;
 pub(crate) mod run;
 mod stream;
 mod tag;
@@ -33,7 +34,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
 
-use engine::{Egress, Failure, FlowId, Input, Instant, LinkId};
+use engine::{Egress, Failure, FlowId, Input, Instant};
 use rustix::event::epoll;
 use rustix::net::sockopt;
 
@@ -41,7 +42,7 @@ use crate::device::Device;
 use crate::driver::Bell;
 use crate::driver::lanes::Away;
 use crate::driver::request::Answer;
-use crate::link::netstack::{Board, Netstack, Stream};
+use crate::link::netstack::{Board, Netstack};
 use crate::link::wireguard::Coalesce;
 use carrier::{Carrier, Inside, Wakes};
 use pin::Pin;
@@ -97,10 +98,11 @@ impl<D: Device> Sockets<D> {
         self.wakes = Arc::new(Wakes::rung_by(bell));
     }
 
-    fn connect_inside(&mut self, link: LinkId, far: SocketAddr) -> Result<Stream, Failure> {
+    /// Where connections and UDP sockets inside tunnels are opened. An error: their shard has ended.
+    fn inside(&self) -> Result<Arc<Board>, Failure> {
         match &self.beside {
-            None => self.netstack.connect(link, far),
-            Some(board) => board.upgrade().ok_or(Failure::NetUnreachable)?.connect(link, far),
+            None => Ok(Arc::clone(self.netstack.board())),
+            Some(board) => board.upgrade().ok_or(Failure::NetUnreachable),
         }
     }
 
@@ -188,13 +190,7 @@ impl<D: Device> Sockets<D> {
         pin: &Pin,
     ) -> Result<Connection, Failure> {
         let proxy = talk.proxy();
-        let carrier = match proxy.behind {
-            None => carried(epoll, tag, proxy.address, pin),
-            Some(link) => {
-                let begun = self.connect_inside(link, proxy.address);
-                begun.map(|stream| Carrier::Inside(Inside::new(stream, tag, &self.wakes)))
-            }
-        };
+        let carrier = self.carrier(epoll, tag, proxy, pin);
         let session = match &proxy.tls {
             Some(tls) => Session::new(tls).map(|session| Some(Box::new(session))),
             None => Ok(None),
@@ -210,19 +206,39 @@ impl<D: Device> Sockets<D> {
         }
     }
 
-    /// When [`Sockets::silent_talk`], [`Sockets::suspect_talk`] or
-    /// [`Sockets::silent_association`] may name one.
+    /// Begins what carries a talk with a proxy, by the tunnel in front of it where there is one.
+    fn carrier(
+        &self,
+        epoll: impl AsFd,
+        tag: Tag,
+        proxy: &proxy::Proxy,
+        pin: &Pin,
+    ) -> Result<Carrier, Failure> {
+        match proxy.behind {
+            None => carried(epoll, tag, proxy.address, pin),
+            Some(link) => {
+                let begun = self.inside()?.connect(link, proxy.address);
+                begun.map(|stream| Carrier::Inside(Inside::new(stream, tag, &self.wakes)))
+            }
+        }
+    }
+
+    /// When [`Sockets::silent_talk`], [`Sockets::suspect_talk`] or one of their kind for
+    /// associations may name one.
     pub(crate) fn next_talk(&self) -> Option<Instant> {
         let streams = [self.talks.front(), self.suspects.front()];
         let streams = streams.into_iter().flatten().map(|(at, _)| *at);
         streams.chain(self.datagrams.next_talk()).min()
     }
 
-    /// The next flow whose proxy has not done its part in time.
+    /// The next flow whose proxy has not done its part in time. One that knows what it is to do
+    /// may wait for the far side; it is doubted.
     pub(crate) fn silent_talk(&mut self, now: Instant) -> Option<FlowId> {
         while let Some(id) = due(&mut self.talks, now) {
-            if self.stream(id).is_some_and(|stream| stream.awaits_proxy()) {
-                return Some(id);
+            match self.stream(id) {
+                Some(stream) if stream.awaits_proxy() => return Some(id),
+                Some(stream) => stream.doubt(),
+                None => {}
             }
         }
         None
@@ -300,3 +316,6 @@ fn carried(epoll: impl AsFd, tag: Tag, to: SocketAddr, pin: &Pin) -> Result<Carr
     added.map_err(|errno| error::failure(errno, 0))?;
     Ok(Carrier::Kernel(stream))
 }
+
+#[cfg(test)]
+mod tests;

@@ -151,7 +151,7 @@ impl Daemon {
         }
         // Last of what can fail: the tunnels that are new are open then.
         let prepared = match &self.ways {
-            Some(ways) => Some(ways.prepare(Wanted::of(&config, policy.ways())?).await?),
+            Some(ways) => Some(ways.prepare(Wanted::of(&config, &policy)?).await?),
             None => None,
         };
         let ways = prepared.as_ref().map(Prepared::ways);
@@ -199,7 +199,7 @@ impl Daemon {
     pub(crate) async fn rehearse(&self) -> Result<Reloaded, NotLoaded> {
         let Read { config, policy, warnings, .. } = self.read_again().await?;
         let ways = match &self.ways {
-            Some(ways) => Some(ways.rehearse(Wanted::of(&config, policy.ways())?).await?),
+            Some(ways) => Some(ways.rehearse(Wanted::of(&config, &policy)?).await?),
             None => None,
         };
         self.compare_with(policy, Some(config.dns.service()), ways, warnings).await

@@ -4,8 +4,10 @@
 //! (`tunnel::egress::proxy`), or no route leads to it. Then a shard is told to probe it, at once,
 //! after 1 s, 2 s and so on up to every [`LONGEST_PAUSE`], until nothing speaks against it. Where
 //! there is no route it is not probed: the kernel says when there is one. One behind a tunnel is as
-//! usable as that. Nobody is woken for a
-//! proxy that is usable.
+//! usable as that. One that no `route` of the policy names is of no interest, and is probed when a
+//! reload names it. Nobody is woken for a proxy that is usable, but where a shard doubts it: it has
+//! answered nothing for long, for which the far side may be to blame. It is asked then for a
+//! destination that is none, and is down only when it leaves that without an answer too.
 //!
 //! One that the configuration knows by its name is usable when the name was answered ([`Endpoint`]).
 //! When it has failed its addresses are probed in turn, and its name is asked for again.
@@ -51,7 +53,13 @@ pub(super) struct Proxy {
     addresses: Vec<SocketAddr>,
     /// The one that is taken.
     at: usize,
+    /// Some `route` of the policy names it.
+    routed: bool,
     state: State,
+    /// Of one that is usable and doubted; `None`: it isn't.
+    check: Option<Probe>,
+    /// When the last doubt was settled.
+    checked: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,13 +119,32 @@ impl Proxy {
             Some(_) => State::Down { against, probe, pause: Duration::ZERO },
         };
         let orders = orders.clone();
-        Self { way, edition, loaded, behind, standing, orders, name, addresses, at: 0, state }
+        Self {
+            way,
+            edition,
+            loaded,
+            behind,
+            standing,
+            orders,
+            name,
+            addresses,
+            at: 0,
+            routed: true,
+            state,
+            check: None,
+            checked: None,
+        }
     }
 
     /// The same after a reload, with what its files hold now; `None`: it would be another one.
     pub(super) fn reloaded(&self, loaded: &Loaded) -> Option<Self> {
         let same = self.loaded.config == loaded.config;
         same.then(|| Self { loaded: loaded.clone(), ..self.clone() })
+    }
+
+    /// The same where some `route` names it, or none does.
+    pub(super) fn routed(self, routed: bool) -> Self {
+        Self { routed, ..self }
     }
 
     pub(super) fn way(&self) -> WayId {
@@ -211,9 +238,15 @@ impl Proxy {
 
     /// A shard has met with a fault.
     pub(super) fn failed(&mut self, fault: Fault, now: Instant) -> News {
-        match self.state {
-            State::Usable => self.fall(Against::Fault(fault), Probe::Due(now)),
-            State::Down { .. } => None,
+        match (self.state, fault) {
+            (State::Down { .. }, _) => None,
+            (State::Usable, Fault::Mute) => {
+                // Who asks again and again for what nobody answers makes no more of them.
+                let at = self.checked.map_or(now, |last| now.max(last + LONGEST_PAUSE));
+                self.check.get_or_insert(Probe::Due(at));
+                None
+            }
+            (State::Usable, _) => self.fall(Against::Fault(fault), Probe::Due(now)),
         }
     }
 
@@ -230,6 +263,7 @@ impl Proxy {
             name, "new flows take the next way out than the proxy, or none: {against}"
         );
         self.state = State::Down { against, probe, pause: Duration::ZERO };
+        self.check = None;
         Some("unusable")
     }
 
@@ -280,22 +314,33 @@ impl Proxy {
 
     /// When it is to be probed.
     pub(super) fn due(&self) -> Option<Instant> {
-        match self.state {
-            State::Down { probe: Probe::Due(at), .. } => Some(at),
-            State::Usable | State::Down { probe: Probe::UnderWay | Probe::Useless, .. } => None,
+        let probe = match self.state {
+            State::Usable => self.check?,
+            State::Down { probe, .. } => probe,
+        };
+        match probe {
+            Probe::Due(at) => Some(at).filter(|_| self.routed),
+            Probe::UnderWay | Probe::Useless => None,
+        }
+    }
+
+    /// The probe that is next or under way.
+    fn next_probe(&mut self) -> Option<&mut Probe> {
+        match &mut self.state {
+            State::Usable => self.check.as_mut(),
+            State::Down { probe, .. } => Some(probe),
         }
     }
 
     /// Begins a probe: what a shard is to be asked.
     pub(super) fn probe(&mut self) -> Option<Request> {
         let proxy = self.listed()?;
-        let mut fault = Fault::Silent;
-        if let State::Down { against, probe, .. } = &mut self.state {
-            *probe = Probe::UnderWay;
-            if let Against::Fault(it) = against {
-                fault = *it;
-            }
-        }
+        let fault = match self.state {
+            State::Usable => Fault::Mute,
+            State::Down { against: Against::Fault(fault), .. } => fault,
+            State::Down { .. } => Fault::Silent,
+        };
+        *self.next_probe()? = Probe::UnderWay;
         let (way, edition, orders) = (self.way, self.edition, self.orders.clone());
         // A keeper that has ended needs to know nothing.
         let answer = Box::new(move |seen| drop(orders.send(Order::Probed { way, edition, seen })));
@@ -304,13 +349,24 @@ impl Proxy {
 
     /// The shard could not take it.
     pub(super) fn put_off(&mut self, now: Instant) {
-        if let State::Down { probe, .. } = &mut self.state {
+        if let Some(probe) = self.next_probe() {
             *probe = Probe::Due(now + PAUSE);
         }
     }
 
     /// A probe has shown how it fares.
     pub(super) fn probed(&mut self, seen: Result<(), Fault>, now: Instant) -> News {
+        if self.state == State::Usable {
+            self.check.take_if(|check| *check == Probe::UnderWay)?;
+            self.checked = Some(now);
+            return match seen {
+                Ok(()) => {
+                    self.standing.trusted();
+                    None
+                }
+                Err(fault) => self.fall(Against::Fault(fault), Probe::Due(now + PAUSE)),
+            };
+        }
         let State::Down { against, probe: probe @ Probe::UnderWay, pause } = &mut self.state else {
             return None;
         };
@@ -479,6 +535,53 @@ mod tests {
         assert_eq!(proxy.due(), Some(now));
         proxy.put_off(now);
         assert_eq!(proxy.due(), Some(now + SECOND), "no shard took it");
+    }
+
+    #[test]
+    fn one_that_answers_nothing_is_asked_before_it_is_left() {
+        let mut now = Instant::now();
+        let mut proxy = office("http://192.0.2.1", 1);
+        assert_eq!((proxy.failed(Fault::Mute, now), proxy.is_usable()), (None, true));
+        assert_eq!(proxy.due(), Some(now));
+        let Some(Request::Probe { fault, .. }) = proxy.probe() else { panic!("a probe") };
+        assert_eq!((fault, proxy.due()), (Fault::Mute, None));
+        assert_eq!(proxy.failed(Fault::Mute, now), None, "one at a time");
+        assert_eq!((proxy.probed(Ok(()), now), proxy.due()), (None, None));
+        assert_eq!(proxy.probed(Err(Fault::Mute), now), None, "nobody waits for it");
+        // It was the far side. The next doubt waits for a while.
+        proxy.failed(Fault::Mute, now);
+        assert_eq!(proxy.due(), Some(now + LONGEST_PAUSE));
+        now += LONGEST_PAUSE;
+        proxy.probe().expect("a probe");
+        assert_eq!(proxy.probed(Err(Fault::Mute), now), Some("unusable"));
+        assert_eq!((proxy.due(), proxy.is_usable()), (Some(now + SECOND), false));
+        assert_eq!(proxy.told().object["fault"], "it answers nothing that it is asked");
+        let Some(Request::Probe { fault, .. }) = proxy.probe() else { panic!("a probe") };
+        assert_eq!(fault, Fault::Mute, "it has to answer");
+        assert_eq!(proxy.probed(Ok(()), now), Some("usable"));
+        // What is worse comes before a doubt.
+        now += LONGEST_PAUSE;
+        proxy.failed(Fault::Mute, now);
+        assert_eq!(proxy.failed(REFUSED, now), Some("unusable"));
+        let Some(Request::Probe { fault, .. }) = proxy.probe() else { panic!("a probe") };
+        assert_eq!(fault, REFUSED);
+        assert_eq!(proxy.probed(Ok(()), now), Some("usable"));
+        assert_eq!(proxy.due(), None, "the doubt is settled as well");
+    }
+
+    #[test]
+    fn one_that_no_route_names_is_not_probed() {
+        let now = Instant::now();
+        let mut proxy = office("http://192.0.2.1", 1).routed(false);
+        proxy.failed(REFUSED, now);
+        assert_eq!((proxy.due(), proxy.is_usable()), (None, false));
+        let mut proxy = proxy.routed(true);
+        assert_eq!(proxy.due(), Some(now), "a reload names it");
+        proxy.probe().expect("a probe");
+        let mut proxy = proxy.routed(false);
+        assert_eq!(proxy.probed(Err(REFUSED), now), None);
+        assert_eq!(proxy.due(), None);
+        assert_eq!(proxy.routed(true).due(), Some(now + SECOND));
     }
 
     #[test]

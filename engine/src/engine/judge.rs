@@ -256,6 +256,9 @@ impl Engine {
                         return self.peek(id);
                     }
                     flow.opening.decision = Some((decision.verdict, decision.rule));
+                    // Nothing of what the service is asked leaves: that has no path to keep.
+                    flow.opening.protected = policy.protects(decision.rule) && !flow.opening.served;
+                    flow.opening.spared = None;
                     if !Arc::ptr_eq(&flow.opening.edition, &self.edition) {
                         flow.opening.edition = Arc::clone(&self.edition);
                     }
@@ -323,8 +326,7 @@ impl Engine {
         let protocol = facts.protocol;
         let is_carried = match protocol {
             Protocol::Tcp => true,
-            // The tunnel in front of a proxy does not lead to where that takes datagrams.
-            Protocol::Udp => proxy.behind.is_none() && !crate::cast::is_cast(destination.ip()),
+            Protocol::Udp => !crate::cast::is_cast(destination.ip()),
             Protocol::Icmp => false,
         };
         if !is_carried {

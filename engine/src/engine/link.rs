@@ -243,7 +243,7 @@ impl Engine {
         let State::Link(crossing) = &mut flow.state else {
             return Ok(Outcome::Dropped(Dropped::NoFlow));
         };
-        let Some(link) = link_of(&self.ways, crossing) else {
+        let Some(link) = link_of(&self.ways, crossing, flow.opening.protected) else {
             self.cut(id, Reason::PathChanged, false, now, sink);
             return Ok(Outcome::ToApp);
         };
@@ -709,18 +709,21 @@ struct Piece {
 }
 
 /// Whether a flow's link is gone, or has another address; or its proxy is, or is another one.
+/// A protected flow has left only where nothing is there that could carry it: a link.
 pub(super) fn has_left(ways: &Ways, flow: &Flow) -> bool {
+    let opening = &*flow.opening;
     match &flow.state {
-        State::Link(crossing) => link_of(ways, crossing).is_none(),
+        State::Link(crossing) => link_of(ways, crossing, opening.protected).is_none(),
         State::Held(_) | State::Stream(_) | State::Datagrams(_) | State::Echo { .. } => {
-            let now = || ways.proxy(flow.opening.facts.via?).map(|proxy| proxy.edition);
-            flow.opening.proxy.is_some_and(|edition| now() != Some(edition))
+            let now = || ways.proxy(opening.facts.via?).map(|proxy| proxy.edition);
+            !opening.protected && opening.proxy.is_some_and(|edition| now() != Some(edition))
         }
         State::Questions { .. } | State::Answered(_) => false,
     }
 }
 
-/// The tunnel of a flow, while it is there and has the flow's address.
-fn link_of<'w>(ways: &'w Ways, crossing: &Crossing) -> Option<&'w Link> {
-    ways.link(crossing.link).filter(|link| link.has(crossing.address))
+/// The tunnel of a flow, while it is there and has the flow's address. A protected flow keeps
+/// the address that it has: whether the far end still takes it is not ours to say.
+fn link_of<'w>(ways: &'w Ways, crossing: &Crossing, protected: bool) -> Option<&'w Link> {
+    ways.link(crossing.link).filter(|link| protected || link.has(crossing.address))
 }

@@ -13,8 +13,10 @@ use crate::engine::{Engine, Meta};
 use crate::nat::NatKey;
 use crate::packet::checksum::{finish, pseudo, sum};
 use crate::packet::icmp::{self, Quoted};
+use crate::packet::rewrite::Headers;
 use crate::packet::{
-    self, Checksum, Incoming, LARGEST, TCP, Transport, UDP, UDP_HEADER, be16, ip_header, write_ip,
+    self, Checksum, Head, Incoming, LARGEST, TCP, Transport, UDP, UDP_HEADER, be16, ip_header,
+    write_ip,
 };
 use crate::ways::LinkId;
 use crate::{Dropped, Protocol, Sink};
@@ -163,6 +165,28 @@ impl Engine {
         let is_own = port.key().is_some_and(|key| self.nat.is_own(&key));
         if is_own && own == Some(address) { Ok(port) } else { Err(Dropped::Unsolicited) }
     }
+}
+
+/// Cuts a datagram that is longer than `mtu` with its headers, and gives each piece to `emit`, a
+/// packet of its own, until it returns `false`. The addresses are of one IP version.
+pub fn fragment_udp(
+    from: SocketAddr,
+    to: SocketAddr,
+    payload: &[u8],
+    (mtu, ident): (u16, u32),
+    mut emit: impl FnMut(&[u8]) -> bool,
+) {
+    let (from, to) = ((from.ip(), from.port()), (to.ip(), to.port()));
+    let head = Head { class: 0, label: 0, ident: 0, hops: 64, dont_fragment: false };
+    let mut headers = Headers::udp(from, to, &head, payload.len());
+    headers.complete(UDP, payload);
+    let mut packet = Vec::new();
+    headers.fragment(payload, usize::from(mtu), ident, |headers, piece| {
+        packet.clear();
+        packet.extend_from_slice(headers);
+        packet.extend_from_slice(piece);
+        emit(&packet)
+    });
 }
 
 /// Writes a datagram with its headers into `packet`, in the place of what is there. It may not

@@ -15,6 +15,9 @@
 //! | answered by a verdict | forgotten: the next packet, or the app's next SYN, is judged | |
 //! | answered for a failure | stays: no verdict is behind it | |
 //!
+//! A flow that a `protected` rule has allowed goes on in every row, whatever the new policy
+//! says of it. It ends only with the tunnel that it passes into.
+//!
 //! Another way out is as another verdict. A flow over a tunnel that is gone or has another
 //! address, or over a proxy that is another one, ends as by [`Engine::leave_links`].
 //!
@@ -33,7 +36,7 @@ use std::sync::Arc;
 use crate::engine::link::has_left;
 use crate::engine::walk::{PIECE, Walk, stage};
 use crate::engine::{Engine, Output, ResolverService, Services, report};
-use crate::flow::{Flow, Held, State, Waiting};
+use crate::flow::{Flow, Held, Spared, State, Waiting};
 use crate::packet::icmp::{Answer, Cause};
 use crate::policy::{Decision, Judgement, Need, Policy, Routing, Verdict, choose};
 use crate::report::Stage;
@@ -136,7 +139,7 @@ impl Engine {
             };
             let moved = moved(flow, policy, ways);
             let decision = judge_kept(policy, &flow.opening.facts, moved);
-            let same = decision.verdict == verdict && moved.is_none();
+            let same = decision.verdict == verdict && moved.is_none() || flow.opening.protected;
             if !same || leads_elsewhere(&services, flow) || has_left(ways, flow) {
                 changed(report(&self.ways, flow, stage, None, now), decision, moved);
             }
@@ -152,7 +155,7 @@ impl Engine {
         let moved = moved(flow, &self.edition.policy, &self.ways);
         let flow = self.table.get_mut(id)?;
         // Whatever follows: nobody is told any more of what the policy before said.
-        flow.opening.edition = Arc::clone(&self.edition);
+        let edition = std::mem::replace(&mut flow.opening.edition, Arc::clone(&self.edition));
         let elsewhere = leads_elsewhere(&self.config.services, flow);
         let connecting = match &flow.state {
             State::Held(Held {
@@ -180,8 +183,13 @@ impl Engine {
             }
         };
         let decision = judge_kept(&self.edition.policy, &flow.opening.facts, moved);
+        if flow.opening.protected {
+            return self.spare(id, &edition, decision, moved, now, sink);
+        }
         let before = flow.opening.decision.replace((decision.verdict, decision.rule));
         let same = before.is_some_and(|(verdict, _)| verdict == decision.verdict);
+        flow.opening.protected =
+            same && self.edition.policy.protects(decision.rule) && !flow.opening.served;
         let left = same && moved.is_none() && has_left(&self.ways, flow);
         if same && moved.is_none() && !elsewhere && !left {
             return None;
@@ -213,10 +221,45 @@ impl Engine {
     }
 }
 
-/// Whether a flow would be another one if it came now.
+impl Engine {
+    /// Judges a protected flow: it goes on whatever the policy in force says of it, and its
+    /// reports name the rule that allowed it until another one does. What ends it is that
+    /// nothing is there any more to carry it.
+    fn spare(
+        &mut self,
+        id: FlowId,
+        before: &Edition,
+        decision: Decision,
+        moved: Option<WayId>,
+        now: Instant,
+        sink: &mut impl Sink,
+    ) -> Option<Cut> {
+        let flow = self.table.get_mut(id)?;
+        let opening = &mut *flow.opening;
+        if decision.verdict == Verdict::Allow && moved.is_none() {
+            opening.decision = Some((decision.verdict, decision.rule));
+            opening.spared = None;
+        } else if opening.spared.is_none()
+            && let Some((_, rule)) = opening.decision
+        {
+            let rule = before.policy.rule_name(rule).to_owned();
+            opening.spared = Some(Box::new(Spared { rule, generation: before.generation }));
+        }
+        if !has_left(&self.ways, flow) {
+            return None;
+        }
+        let reason = Reason::PathChanged;
+        let flow = report(&self.ways, flow, Stage::Closed, Some(reason), now);
+        self.cut(id, reason, false, now, sink);
+        Some(Cut { flow, moved })
+    }
+}
+
+/// Whether a flow would be another one if it came now. A protected one would, and stays.
 fn leads_elsewhere(services: &Services, flow: &Flow) -> bool {
     let opening = &flow.opening;
-    services.far_of(opening.facts.destination()) != Ok((opening.far, opening.served))
+    !opening.protected
+        && services.far_of(opening.facts.destination()) != Ok((opening.far, opening.served))
 }
 
 /// The way out that a flow would take under another policy, where that is another: its own

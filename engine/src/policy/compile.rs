@@ -58,6 +58,8 @@ impl Ruleset {
 pub(super) struct RuleEntry {
     /// Of a route: `Allow`, and without meaning.
     pub(super) verdict: Verdict,
+    /// No change resets what it allows.
+    pub(super) protected: bool,
     /// Its part of [`Ruleset::names`].
     name: Range<usize>,
     pub(super) site: Site,

@@ -8,26 +8,22 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::endpoints::danted::listens;
 use tests::endpoints::dns_trust::wants_certificates;
 use tests::endpoints::page::{PAGE, page};
 use tests::endpoints::proxy::{Manner, Proxy};
+use tests::endpoints::real_proxy::RealProxy;
 use tests::endpoints::tcp::{echo, reset_after_one, sink, source};
 use tests::endpoints::{Authority, Dnsmasq, TcpServer, Valid};
 use tests::lab::capture::Capture;
 use tests::lab::scratch::Scratch;
-use tests::lab::{Exec, Lab, Outcome, Running, plan};
+use tests::lab::{Exec, Lab, Outcome, plan};
+use tests::ways::office;
 use tests::{require_root, require_tunneld};
 
 const MIB: u64 = 1 << 20;
 
 /// Everything through the proxy `office`.
 const ALL: &str = "route via office\ndefault allow";
-
-/// Lines of tunneld.toml: a proxy named `office` at this URL.
-fn office(url: &str) -> String {
-    format!("[[proxy]]\nname = \"office\"\nurl = \"{url}\"\n")
-}
 
 /// Where the proxies listen.
 const PROXY: IpAddr = plan::GOOD4;
@@ -45,33 +41,17 @@ fn connects(lab: &Lab, url: &str, to: IpAddr, port: u16) -> Result<(Value, Value
     Ok((seen.json()?, seen.flow_to(to, port)?))
 }
 
-fn microsocks(lab: &Lab, login: &[&str]) -> Result<Running> {
-    let address = PROXY.to_string();
-    let program = lab.server.command("microsocks").args(["-i", &address, "-p", "1080"]);
-    listens(program.args(login).spawn()?, &lab.server, 1080)
+fn microsocks<'a>(lab: &'a Lab, login: &[&str]) -> Result<RealProxy<'a>> {
+    RealProxy::microsocks(&lab.server, PROXY, login).started()
 }
 
-/// Each of the real ones, with the URL that leads to it.
-fn real(lab: &Lab, files: &Scratch) -> Result<Vec<(String, Running)>> {
-    let mut all = vec![(format!("socks5://{PROXY}:1080"), microsocks(lab, &[])?)];
-    let danted = files.write(
-        "danted.conf",
-        &format!(
-            "logoutput: stderr\ninternal: {PROXY} port = 1081\nexternal: far1\n\
-             clientmethod: none\nsocksmethod: none\nuser.privileged: root\nuser.unprivileged: root\n\
-             client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}\n\
-             socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}\n"
-        ),
-    )?;
-    let danted = lab.server.command("/usr/sbin/danted").args(["-f".into(), danted]);
-    all.push((format!("socks5://{PROXY}:1081"), listens(danted.spawn()?, &lab.server, 1081)?));
-    let tinyproxy = files.write(
-        "tinyproxy.conf",
-        &format!("Port 1082\nListen {PROXY}\nTimeout 600\nMaxClients 100\n"),
-    )?;
-    let tinyproxy = lab.server.command("tinyproxy").args(["-d".into(), "-c".into(), tinyproxy]);
-    all.push((format!("http://{PROXY}:1082"), listens(tinyproxy.spawn()?, &lab.server, 1082)?));
-    Ok(all)
+/// Each of the real ones.
+fn real<'a>(lab: &'a Lab, files: &Scratch) -> Result<[RealProxy<'a>; 3]> {
+    Ok([
+        microsocks(lab, &[])?,
+        RealProxy::danted(&lab.server, files, &[PROXY], "far1")?.started()?,
+        RealProxy::tinyproxy(&lab.server, files, PROXY, "")?.started()?,
+    ])
 }
 
 #[test]
@@ -86,7 +66,7 @@ fn real_proxies_carry_every_byte() -> Result<()> {
         TcpServer::start(&lab.server, 0, source(32 * MIB))?,
         TcpServer::start(&lab.server, 0, sink)?,
     );
-    for (url, _running) in &proxies {
+    for RealProxy { url, .. } in &proxies {
         let curl = lab.exec("curl").config_of_owner(&office(url)).policy(ALL);
         let curl = curl.args(["-sS", "--max-time", "20", &format!("http://{FAR}/")]);
         let seen = curl.run()?.success()?;
@@ -357,12 +337,8 @@ fn a_login_is_taken_or_not_and_never_told() -> Result<()> {
     let files = Scratch::new()?;
     let far = TcpServer::start(&lab.server, 0, echo)?;
     let _socks = microsocks(&lab, &["-u", "alice", "-P", "hunter2@"])?;
-    let tinyproxy = files.write(
-        "tinyproxy.conf",
-        &format!("Port 1082\nListen {PROXY}\nBasicAuth alice hunter2\n"),
-    )?;
-    let tinyproxy = lab.server.command("tinyproxy").args(["-d".into(), "-c".into(), tinyproxy]);
-    let _http = listens(tinyproxy.spawn()?, &lab.server, 1082)?;
+    let login = "BasicAuth alice hunter2\n";
+    let _http = RealProxy::tinyproxy(&lab.server, &files, PROXY, login)?.started()?;
     for (scheme, port, right) in
         [("socks5", 1080, "alice:hunter2%40@"), ("http", 1082, "alice:hunter2@")]
     {

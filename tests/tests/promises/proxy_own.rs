@@ -11,11 +11,13 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tests::endpoints::danted::{danted, listens};
 use tests::endpoints::page::{PAGE, page};
+use tests::endpoints::real_proxy::RealProxy;
 use tests::endpoints::{Sshd, TcpServer, UdpServer};
 use tests::lab::daemon::Daemon;
 use tests::lab::exec::{built_tunneld, probe};
 use tests::lab::scratch::Scratch;
-use tests::lab::{Lab, Running, plan};
+use tests::lab::{Lab, plan};
+use tests::ways::office;
 use tests::{require_root, require_tunneld};
 
 const FAR: IpAddr = plan::GOOD4_SECOND;
@@ -23,10 +25,6 @@ const FAR6: IpAddr = plan::GOOD6_SECOND;
 
 /// Everything through the proxy `office`.
 const ALL: &str = "policy 1\nroute to any via office\ndefault allow\n";
-
-fn office(url: &str) -> String {
-    format!("[[proxy]]\nname = \"office\"\nurl = \"{url}\"\n")
-}
 
 /// The last that is told of each flow while `act` runs.
 fn flows(lab: &Lab, daemon: &Daemon, act: impl FnOnce() -> Result<()>) -> Result<Vec<Value>> {
@@ -60,8 +58,8 @@ fn ways(flows: &[Value], protocol: &str, to: IpAddr) -> Vec<String> {
 }
 
 /// Whether the last one of a flow's ways is direct and those before it through the proxy: one, or
-/// where the proxy's processes hand their sockets to each other a few, since a socket on its way
-/// is nobody's.
+/// where the proxy's processes hand their sockets to each other and the machine is slow a few,
+/// since one that is on its way is waited for no longer than milliseconds.
 fn is_once_direct(ways: &[String], handed: bool) -> bool {
     let [direct, proxied @ ..] = ways else { return false };
     direct == "direct"
@@ -69,9 +67,8 @@ fn is_once_direct(ways: &[String], handed: bool) -> bool {
         && proxied.iter().all(|via| via == "office")
 }
 
-fn microsocks(lab: &Lab) -> Result<Running> {
-    let program = lab.host.command("microsocks").args(["-i", "127.0.0.1", "-p", "1080"]);
-    listens(program.limit(Duration::from_secs(120)).spawn()?, &lab.host, 1080)
+fn microsocks(lab: &Lab) -> Result<RealProxy<'_>> {
+    RealProxy::microsocks(&lab.host, IpAddr::from([127, 0, 0, 1]), &[]).started()
 }
 
 fn curl(lab: &Lab, to: IpAddr) -> Result<tests::lab::command::Finished> {

@@ -1,17 +1,22 @@
 //! Datagrams by way of SOCKS5 proxies (RFC 1928 7): danted(8), and a proxy of ours that does what
 //! no honest one would.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::endpoints::danted::{danted, listens};
+use tests::endpoints::danted::{danted, danted_with_login};
 use tests::endpoints::proxy::{Manner, Proxy};
+use tests::endpoints::real_proxy::RealProxy;
 use tests::endpoints::relay::Relay;
 use tests::endpoints::{Dnsmasq, UdpServer};
+use tests::lab::daemon::Daemon;
+use tests::lab::exec::probe;
 use tests::lab::scratch::Scratch;
 use tests::lab::{Exec, Lab, Outcome, plan};
+use tests::uplinks::within;
+use tests::ways::{flow_from, office, proxies};
 use tests::{require_root, require_tunneld};
 
 /// Everything through the proxy `office`.
@@ -22,11 +27,6 @@ const PROXY: IpAddr = plan::GOOD4;
 /// Behind them.
 const FAR: IpAddr = plan::GOOD4_SECOND;
 const FAR6: IpAddr = plan::GOOD6_SECOND;
-
-/// Lines of tunneld.toml: a proxy named `office` at this URL.
-fn office(url: &str) -> String {
-    format!("[[proxy]]\nname = \"office\"\nurl = \"{url}\"\n")
-}
 
 fn asks<'a>(lab: &'a Lab, url: &str, words: &[&str]) -> Exec<'a> {
     lab.exec("probe").config_of_owner(&office(url)).policy(ALL).args(words)
@@ -80,6 +80,106 @@ fn a_real_proxy_carries_datagrams_of_both_versions() -> Result<()> {
             ensure!(peers.iter().all(|peer| peer.ip() == from), "{url} {to}: {peers:?}");
         }
     }
+    Ok(())
+}
+
+#[test]
+fn a_real_proxy_wants_a_login_for_datagrams_too() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let files = Scratch::new()?;
+    let _danted = danted_with_login(&lab.server, &files, &[PROXY], 1080, "far1")?;
+    let echo = UdpServer::echo(&lab.server, FAR, 0)?;
+    let (to, port) = (FAR.to_string(), echo.port().to_string());
+    for (login, errno) in [
+        ("alice:hunter2@", None),
+        ("alice:hunter3@", Some("EHOSTUNREACH")),
+        ("", Some("EHOSTUNREACH")),
+    ] {
+        let url = format!("socks5://{login}{PROXY}:1080");
+        let seen = asks(&lab, &url, &["udp-errors", &to, &port]).run()?.success()?;
+        let answer = seen.json()?;
+        ensure!(answer["errno"].as_str() == errno, "{url}: {answer} {seen:#?}");
+        ensure!(answer["answer"].is_string() == errno.is_none(), "{url}: {answer}");
+        let flow = seen.flow_to(FAR, echo.port())?;
+        ensure!(errno.is_none() || flow["reason"] == "proxy", "{url}: {flow:#}");
+        ensure!(!format!("{seen:?}").contains("hunter"), "{url}: a password is told");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reload_ends_the_datagrams_over_proxies_that_it_changes_alone() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let [one, other] = [(); 2].map(|()| Proxy::start(&lab.server, 0, Manner::Honest(FAR)));
+    let (one, other) = (one?, other?);
+    let echo = UdpServer::echo(&lab.server, FAR, 0)?;
+    let policy = format!("policy 1\nroute to {FAR} via office\ndefault allow\n");
+    let mut daemon = Daemon::start(&lab.host, &policy, &office(&url(&one)))?;
+    let open = || -> Result<UdpSocket> {
+        let socket = lab.host.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+        socket.connect((FAR, echo.port()))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        Ok(socket)
+    };
+    let speak = |socket: &UdpSocket| -> std::io::Result<()> {
+        socket.send(b"x")?;
+        socket.recv(&mut [0; 8]).map(drop)
+    };
+    let live = |socket: &UdpSocket| flow_from(&daemon, socket.local_addr()?);
+    let reload = |config: &str, policy: &str| -> Result<()> {
+        daemon.configure(config)?;
+        let done = daemon.reload(policy)?;
+        ensure!(done.code() == 0, "{done:?}");
+        Ok(())
+    };
+    let first = open()?;
+    speak(&first)?;
+    ensure!(live(&first)?.context("a flow")?["via"] == "office" && one.accepted() == 1);
+    // What changes nothing of it ends nothing.
+    let more = office(&url(&one)) + &office(&url(&other)).replace("office", "other");
+    reload(&more, &policy)?;
+    speak(&first)?;
+    ensure!(one.accepted() == 1, "the same association");
+    // Another proxy of that name: the app is told, and its next datagram goes there.
+    reload(&office(&url(&other)), &policy)?;
+    within(Duration::from_secs(5), "it ends", || Ok(live(&first)?.is_none()))?;
+    let told = speak(&first).err().and_then(|error| error.raw_os_error());
+    ensure!(told == Some(libc::EHOSTUNREACH), "{told:?}");
+    speak(&first)?;
+    ensure!((one.accepted(), other.accepted()) == (1, 1));
+    // Gone, and its route with it.
+    reload("", "policy 1\ndefault allow\n")?;
+    let told = speak(&first).err().and_then(|error| error.raw_os_error());
+    ensure!(told == Some(libc::EHOSTUNREACH), "{told:?}");
+    speak(&first)?;
+    ensure!(live(&first)?.context("a flow")?["via"] == "direct");
+    ensure!((one.accepted(), other.accepted()) == (1, 1));
+    daemon.stop()?;
+    Ok(())
+}
+
+#[test]
+fn datagrams_leave_a_proxy_that_has_vanished_within_five_seconds() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let echo = UdpServer::echo(&lab.server, FAR, 0)?;
+    let policy = "policy 1\nroute via office, direct\ndefault allow\n";
+    let url = format!("socks5://{}:1080", plan::SILENT4);
+    let mut daemon = Daemon::start(&lab.host, policy, &office(&url))?;
+    let (to, port) = (FAR.to_string(), echo.port().to_string());
+    let asks = || lab.host.command(probe()).args(["udp-errors", &to, &port]);
+    let waits = asks().spawn()?;
+    within(Duration::from_secs(5), "it is left", || Ok(proxies(&daemon)?[0]["usable"] == false))?;
+    ensure!(proxies(&daemon)?[0]["fault"] == "it does not answer", "{:#?}", proxies(&daemon)?);
+    let answer: Value = serde_json::from_str(&asks().run()?.stdout)?;
+    ensure!(answer["answer"].is_string(), "by the next way: {answer}");
+    drop(waits);
+    daemon.stop()?;
     Ok(())
 }
 
@@ -188,9 +288,7 @@ fn the_app_sees_what_the_proxy_says_of_datagrams() -> Result<()> {
         ensure!(flow["reason"] == reason && flow["verdict"] == "allow", "{what}: {flow:#}");
     }
     // A real one that can't, and none at all.
-    let address = PROXY.to_string();
-    let microsocks = lab.server.command("microsocks").args(["-i", &address, "-p", "1080"]);
-    let _microsocks = listens(microsocks.spawn()?, &lab.server, 1080)?;
+    let _microsocks = RealProxy::microsocks(&lab.server, PROXY, &[]).started()?;
     for (url, errno, reason) in [
         (format!("socks5://{PROXY}:1080"), NET, "proxy"),
         (format!("socks5://{PROXY}:{}", plan::CLOSED_PORT), NET, "proxy"),

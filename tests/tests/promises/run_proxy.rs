@@ -2,22 +2,23 @@
 //! is back, nothing goes another way than is written, and a reload touches only what it changes.
 //! microsocks(1), danted(8) and tinyproxy(8) on the other side.
 
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::io::Read as _;
+use std::net::{IpAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::endpoints::proxy::{Manner, Proxy};
-use tests::endpoints::tcp::{echo, sink, source};
-use tests::endpoints::wireguard::{End, PORT, WireguardGo, everything, interface};
+use tests::endpoints::real_proxy::RealProxy;
+use tests::endpoints::tcp::echo;
 use tests::endpoints::{Dnsmasq, TcpServer};
 use tests::lab::capture::Capture;
 use tests::lab::daemon::Daemon;
-use tests::lab::frame::Frame;
 use tests::lab::scratch::Scratch;
-use tests::lab::{Lab, Netns, Running, link, plan};
+use tests::lab::{Lab, plan};
+use tests::tunnelled::Two;
+use tests::uplinks::within;
+use tests::ways::{self, PATIENCE, office, proxies, speak, way};
 use tests::{require_root, require_tunneld};
 
 /// Where the proxies listen.
@@ -25,122 +26,15 @@ const PROXY: IpAddr = plan::GOOD4;
 /// Behind them, and reached without them too.
 const FAR: IpAddr = plan::GOOD4_SECOND;
 
-/// A connection is made or fails within that.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// New flows take another way within that.
 const FAILOVER: Duration = Duration::from_secs(5);
 /// A proxy that is back is taken again within that: the pause between two probes is not longer
 /// than it was away.
 const RETURN: Duration = Duration::from_secs(10);
 
-fn office(url: &str) -> String {
-    format!("[[proxy]]\nname = \"office\"\nurl = \"{url}\"\n")
-}
-
-/// A real proxy that can be ended and started again.
-struct Real<'a> {
-    name: &'static str,
-    url: String,
-    port: u16,
-    args: Vec<String>,
-    netns: &'a Netns,
-    running: Option<Running>,
-}
-
-impl<'a> Real<'a> {
-    fn microsocks(netns: &'a Netns, login: &[&str]) -> Self {
-        let args = ["-i", &PROXY.to_string(), "-p", "1080"].map(str::to_owned);
-        let login = login.iter().map(|word| (*word).to_owned());
-        let args = args.into_iter().chain(login).collect();
-        let url = format!("socks5://{PROXY}:1080");
-        Self { name: "microsocks", url, port: 1080, args, netns, running: None }
-    }
-
-    fn danted(netns: &'a Netns, files: &Scratch) -> Result<Self> {
-        let config = files.write(
-            "danted.conf",
-            &format!(
-                "logoutput: stderr\ninternal: {PROXY} port = 1081\nexternal: far1\n\
-                 clientmethod: none\nsocksmethod: none\n\
-                 user.privileged: root\nuser.unprivileged: root\n\
-                 client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}\n\
-                 socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}\n"
-            ),
-        )?;
-        let args = vec!["-f".to_owned(), config.display().to_string()];
-        let url = format!("socks5://{PROXY}:1081");
-        Ok(Self { name: "/usr/sbin/danted", url, port: 1081, args, netns, running: None })
-    }
-
-    fn tinyproxy(netns: &'a Netns, files: &Scratch) -> Result<Self> {
-        let text = format!("Port 1082\nListen {PROXY}\nTimeout 600\nMaxClients 100\n");
-        let config = files.write("tinyproxy.conf", &text)?;
-        let args = vec!["-d".to_owned(), "-c".to_owned(), config.display().to_string()];
-        let url = format!("http://{PROXY}:1082");
-        Ok(Self { name: "tinyproxy", url, port: 1082, args, netns, running: None })
-    }
-
-    fn start(&mut self) -> Result<()> {
-        let mut running = self.netns.command(self.name).args(&self.args).spawn()?;
-        let source = format!("sport = :{}", self.port);
-        let limit = Instant::now() + PATIENCE;
-        while self.netns.output("ss", &["-Hltn", &source])?.trim().is_empty() {
-            ensure!(!running.ended()? && Instant::now() < limit, "{}", running.stderr());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        self.running = Some(running);
-        Ok(())
-    }
-
-    /// Ends it with all its processes: a connection to it is refused from then on.
-    fn end(&mut self) -> Result<()> {
-        let running = self.running.take().context("it runs")?;
-        running.signal(Signal::TERM)?;
-        running.wait()?;
-        Ok(())
-    }
-}
-
 /// A connection of the host's, once it has echoed a byte.
 fn connected(lab: &Lab, port: u16) -> Result<Result<TcpStream, i32>> {
-    let to = SocketAddr::new(FAR, port);
-    let mut stream = match lab.host.run(|| TcpStream::connect_timeout(&to, PATIENCE)) {
-        Ok(stream) => stream,
-        Err(error) => return Ok(Err(error.raw_os_error().unwrap_or(0))),
-    };
-    speak(&mut stream)?;
-    Ok(Ok(stream))
-}
-
-fn speak(stream: &mut TcpStream) -> Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(b"x")?;
-    stream.read_exact(&mut [0]).context("no echo")
-}
-
-/// The way out of an open connection.
-fn way(daemon: &Daemon, stream: &TcpStream) -> Result<String> {
-    let client = stream.local_addr()?.to_string();
-    let flows = daemon.json(&["flows"])?;
-    let flow = flows.iter().find(|flow| flow["client"] == client.as_str());
-    let flow = flow.with_context(|| format!("{client}: {flows:#?}"))?;
-    Ok(flow["via"].as_str().context("a way out")?.to_owned())
-}
-
-fn proxies(daemon: &Daemon) -> Result<Vec<Value>> {
-    let status = daemon.json(&["status"])?;
-    Ok(status[0]["proxies"].as_array().context("proxies")?.clone())
-}
-
-/// Until it is so.
-fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let began = Instant::now();
-    while !holds()? {
-        ensure!(began.elapsed() < limit, "{what}: not within {limit:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    println!("{what}: after {:?}", began.elapsed());
-    Ok(())
+    ways::connected(&lab.host, FAR, port)
 }
 
 #[test]
@@ -151,9 +45,9 @@ fn new_flows_leave_a_proxy_that_is_gone_and_take_it_again() -> Result<()> {
     let files = Scratch::new()?;
     let far = TcpServer::start(&lab.server, 0, echo)?;
     for mut real in [
-        Real::microsocks(&lab.server, &[]),
-        Real::danted(&lab.server, &files)?,
-        Real::tinyproxy(&lab.server, &files)?,
+        RealProxy::microsocks(&lab.server, PROXY, &[]),
+        RealProxy::danted(&lab.server, &files, &[PROXY], "far1")?,
+        RealProxy::tinyproxy(&lab.server, &files, PROXY, "")?,
     ] {
         let name = real.name;
         real.start()?;
@@ -198,7 +92,7 @@ fn without_another_way_new_flows_fail_at_once_and_nothing_goes_beside_the_proxy(
     require_tunneld!();
     let lab = Lab::new()?;
     let far = TcpServer::start(&lab.server, 0, echo)?;
-    let mut real = Real::microsocks(&lab.server, &["-u", "user", "-P", "secret"]);
+    let mut real = RealProxy::microsocks(&lab.server, PROXY, &["-u", "user", "-P", "secret"]);
     real.start()?;
     let policy = "policy 1\nroute via office\ndefault allow\n";
     let port = far.port();
@@ -272,6 +166,31 @@ fn a_proxy_that_has_vanished_is_left_within_five_seconds() -> Result<()> {
         })?;
         daemon.stop()?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_proxy_that_no_route_names_is_not_probed() -> Result<()> {
+    const PORT: u16 = 1085;
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let far = TcpServer::start(&lab.server, 0, echo)?;
+    let routed = "policy 1\nroute via office, direct\ndefault allow\n";
+    let url = format!("socks5://{PROXY}:{PORT}");
+    let mut daemon = Daemon::start(&lab.host, routed, &office(&url))?;
+    ensure!(connected(&lab, far.port())?.err() == Some(libc::ENETUNREACH), "it finds that out");
+    let done = daemon.reload("policy 1\ndefault allow\n")?;
+    ensure!(done.code() == 0, "{done:?}");
+    // It is there from here on, and nobody looks: the probes were 0, 1, 3 and 7 s after it fell.
+    let proxy = Proxy::start(&lab.server, PORT, Manner::Honest(FAR))?;
+    std::thread::sleep(Duration::from_secs(4));
+    ensure!(proxy.accepted() == 0 && proxies(&daemon)?[0]["usable"] == false);
+    let done = daemon.reload(routed)?;
+    ensure!(done.code() == 0, "{done:?}");
+    within(FAILOVER, "a route names it", || Ok(proxies(&daemon)?[0]["usable"] == true))?;
+    ensure!(proxy.accepted() == 1);
+    daemon.stop()?;
     Ok(())
 }
 
@@ -429,7 +348,7 @@ fn a_proxy_is_found_by_its_name_at_whichever_address_it_answers() -> Result<()> 
     require_tunneld!();
     let lab = Lab::new()?;
     let far = TcpServer::start(&lab.server, 0, echo)?;
-    let mut real = Real::microsocks(&lab.server, &[]);
+    let mut real = RealProxy::microsocks(&lab.server, PROXY, &[]);
     real.start()?;
     let both = [PROXY, FAR].map(|at| format!("--host-record=proxy.example,{at}"));
     let both = both.each_ref().map(String::as_str);
@@ -463,61 +382,15 @@ fn a_proxy_is_found_by_its_name_at_whichever_address_it_answers() -> Result<()> 
     Ok(())
 }
 
-/// A host behind the tunnel.
-const BEHIND: &str = "203.0.113.9";
-
-/// A host, and the far end of its tunnel, where that is.
-struct Two {
-    near: End,
-    end: End,
-    theirs: Option<WireguardGo>,
-}
-
-impl Two {
-    fn new() -> Result<Self> {
-        let (near, end) = (End::new("ours", 1)?, End::new("theirs", 2)?);
-        link(&near.netns, "u0", &end.netns, "u0", 1500)?;
-        near.plug("u0")?;
-        end.plug("u0")?;
-        end.netns.ip(&format!("addr add {BEHIND}/32 dev lo\n"))?;
-        let mut two = Self { near, end, theirs: None };
-        two.start()?;
-        Ok(two)
-    }
-
-    fn start(&mut self) -> Result<()> {
-        self.theirs = Some(WireguardGo::start(&self.end, &[self.near.peer(None, None)])?);
-        Ok(())
-    }
-
-    fn tunnel(&self) -> Result<String> {
-        let outer = SocketAddr::new("192.0.2.2".parse()?, PORT);
-        let peer = everything(self.end.peer(Some(outer), None));
-        Ok(interface("wg0", &self.near, "", &[peer]))
-    }
-
-    fn connect(&self, port: u16) -> Result<Result<TcpStream, i32>> {
-        let to = SocketAddr::new(BEHIND.parse()?, port);
-        match self.near.netns.run(|| TcpStream::connect_timeout(&to, PATIENCE)) {
-            Ok(mut stream) => {
-                speak(&mut stream)?;
-                Ok(Ok(stream))
-            }
-            Err(error) => Ok(Err(error.raw_os_error().unwrap_or(0))),
-        }
-    }
-}
-
 #[test]
 fn a_tunnel_takes_over_from_a_proxy_that_is_gone() -> Result<()> {
     require_root!();
     require_tunneld!();
     let two = Two::new()?;
     let far = TcpServer::start(&two.end.netns, 0, echo)?;
-    let mut real = Real::microsocks(&two.end.netns, &[]);
-    real.args = ["-i", "192.0.2.2", "-p", "1080"].map(str::to_owned).to_vec();
+    let mut real = RealProxy::microsocks(&two.end.netns, two.end.outer(false).ip(), &[]);
     real.start()?;
-    let config = two.tunnel()? + &office("socks5://192.0.2.2:1080");
+    let config = two.tunnel() + &office(&real.url);
     let policy = "policy 1\nroute via office, wg0\ndefault allow\n";
     let mut daemon = Daemon::start(&two.near.netns, policy, &config)?;
     let taken = || -> Result<Option<String>> {
@@ -531,78 +404,5 @@ fn a_tunnel_takes_over_from_a_proxy_that_is_gone() -> Result<()> {
     real.start()?;
     within(RETURN, "the proxy again", || Ok(taken()?.as_deref() == Some("office")))?;
     daemon.stop()?;
-    Ok(())
-}
-
-#[test]
-fn a_proxy_behind_a_tunnel_is_reached_through_it_alone() -> Result<()> {
-    const LENGTH: u64 = 4 << 20;
-    require_root!();
-    require_tunneld!();
-    let mut two = Two::new()?;
-    let far = TcpServer::start(&two.end.netns, 0, echo)?;
-    let (down, up) = (
-        TcpServer::start(&two.end.netns, 0, source(LENGTH))?,
-        TcpServer::start(&two.end.netns, 0, sink)?,
-    );
-    let proxy = Proxy::start(&two.end.netns, 0, Manner::Honest(BEHIND.parse()?))?;
-    let inside = two.end.inner(false);
-    for scheme in ["socks5", "http"] {
-        let url = format!("{scheme}://{}", SocketAddr::new(inside, proxy.port()));
-        let config = two.tunnel()? + &office(&url) + "via = \"wg0\"\n";
-        let policy = "policy 1\nroute via office\ndefault allow\n";
-        let mut daemon = Daemon::start(&two.near.netns, policy, &config)?;
-        let clear = Capture::start(&two.end.netns, "u0", move |frame| {
-            let beside = [inside, BEHIND.parse().expect("an address")];
-            matches!(frame, Frame::Ip { destination, .. } if beside.contains(destination))
-        })?;
-        let before = proxy.accepted();
-        let mut open = two.connect(far.port())?.map_err(|e| anyhow::anyhow!("{url}: {e}"))?;
-        ensure!(proxy.accepted() == before + 1, "{url}");
-        let flows = daemon.json(&["flows"])?;
-        ensure!(
-            flows[0]["via"] == "office"
-                && flows[0]["egress"]["device"] == "wg0"
-                && flows[0]["egress"]["address"] == "10.0.0.1"
-                && flows[0]["egress"]["underlay"] == "u0"
-                && flows[0]["source"].as_str().is_some_and(|s| s.starts_with("10.0.0.1:")),
-            "{url}: {:#}",
-            flows[0]
-        );
-        // Every byte, both ways, whatever becomes of the routes meanwhile.
-        two.near.netns.ip(&format!("route add {inside}/32 dev u0\n"))?;
-        let probe = |args: &[&str]| -> Result<Value> {
-            let probe = two.near.netns.command(tests::lab::exec::probe()).args(args).run()?;
-            ensure!(probe.code() == 0, "{url}: {probe:?}");
-            serde_json::from_str(&probe.stdout).context("an object")
-        };
-        let (from, to) = (down.port().to_string(), up.port().to_string());
-        let seen = probe(&["download", BEHIND, &from])?;
-        ensure!(seen["received"] == LENGTH, "{url}: {seen}");
-        let seen = probe(&["upload", BEHIND, &to, &LENGTH.to_string()])?;
-        ensure!(seen["counted"] == LENGTH, "{url}: {seen}");
-        speak(&mut open)?;
-        // Closed ports are the proxy's to tell of.
-        let refused = two.connect(plan::CLOSED_PORT)?.err();
-        ensure!(refused == Some(libc::ECONNREFUSED), "{url}: {refused:?}");
-        // Down with its tunnel, and back with it.
-        two.theirs = None;
-        within(PATIENCE, "down with its tunnel", || {
-            // What is sent into the tunnel finds its end.
-            let _ = open.write(b"x");
-            Ok(proxies(&daemon)?[0]["usable"] == false)
-        })?;
-        let fault = proxies(&daemon)?[0]["fault"].clone();
-        ensure!(fault.is_string(), "{fault}");
-        ensure!(two.connect(far.port())?.err() == Some(libc::ENETUNREACH), "no way out");
-        two.start()?;
-        within(Duration::from_secs(30), "back with its tunnel", || {
-            Ok(proxies(&daemon)?[0]["usable"] == true)
-        })?;
-        ensure!(two.connect(far.port())?.is_ok(), "{url}");
-        ensure!(clear.finish()?.matched == 0, "{url}: a packet left beside the tunnel");
-        two.near.netns.ip(&format!("route del {inside}/32 dev u0\n"))?;
-        daemon.stop()?;
-    }
     Ok(())
 }

@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use engine::{Egress, Failure, FlowId, Input, Instant, MappingId, Protocol, WayId, Ways};
+use engine::{
+    Egress, Failure, FlowId, Input, Instant, Link, LinkId, MappingId, Protocol, WayId, Ways,
+};
 use rustix::event::epoll::EventFlags;
 
 use super::{Asked, Driver};
@@ -17,6 +19,7 @@ impl<D: Device> Driver<D> {
     /// From now on this is known of the ways out, and these are the proxies among them.
     /// Connections that are being opened go on with those they were begun with.
     pub(super) fn set_ways(&mut self, ways: Arc<Ways>, proxies: Arc<Proxies>) {
+        self.sockets.follow_links(&ways);
         self.engine.set_ways(ways);
         self.proxies = proxies;
         self.leave_proxies();
@@ -83,30 +86,15 @@ impl<D: Device> Driver<D> {
         asked: Option<Asked>,
         now: Instant,
     ) -> Option<Input> {
-        let Some(proxy) = self.proxies.of(way).cloned() else {
-            // It went while the rules were asked.
-            return Some(Input::ProxyFailed(id, Failure::NetUnreachable));
-        };
-        let begin = |driver: &mut Self, pin: &Pin| {
-            let talk = Talk::new(&proxy, target);
+        self.call_proxy((id, way), egress, asked, |driver, proxy, pin| {
+            let talk = Talk::new(proxy, target);
             let begun = driver.sockets.connect_via(&driver.epoll, id, talk, pin, now);
             let refusal = unreachable(begun.err()?);
             driver.leave_proxies();
             Some(refused(id, refusal))
-        };
-        if proxy.behind.is_some() {
-            // The tunnel's own address is where it leaves, whatever the routes are.
-            return begin(self, &Pin::default());
-        }
-        let query = self.query(Protocol::Tcp, proxy.address, None);
-        self.recheck(id, query, egress, asked, |driver, index| {
-            let (source, device) = (Some(egress.address), Some(index));
-            begin(driver, &Pin { source, device, mark: driver.mark })
         })
     }
 
-    /// Ends connects to proxies that have not done their part in time, and has new flows leave
-    /// those that take long.
     /// Has a way out's proxy carry a mapping's datagrams, where the route to it still is the
     /// judged one.
     #[expect(clippy::too_many_arguments, reason = "the engine's request and the route's answer")]
@@ -120,24 +108,13 @@ impl<D: Device> Driver<D> {
         asked: Option<Asked>,
         now: Instant,
     ) -> Option<Input> {
-        let Some(proxy) = self.proxies.of(way).cloned() else {
-            // It went while the rules were asked.
-            return Some(Input::ProxyFailed(id, Failure::NetUnreachable));
-        };
-        if proxy.behind.is_some() {
-            // Its relay would be reached as the routes are, and not by the tunnel.
-            return Some(Input::Unsupported(id));
-        }
-        let query = self.query(Protocol::Tcp, proxy.address, None);
-        self.recheck(id, query, egress, asked, |driver, index| {
+        self.call_proxy((id, way), egress, asked, |driver, proxy, pin| {
             if driver.sockets.association(mapping).is_none() {
-                let Some(talk) = Talk::associate(&proxy) else {
+                let Some(talk) = Talk::associate(proxy) else {
                     return Some(Input::Unsupported(id));
                 };
-                let (source, device) = (Some(egress.address), Some(index));
-                let pin = Pin { source, device, mark: driver.mark };
                 let (epoll, sockets) = (&driver.epoll, &mut driver.sockets);
-                let begun = sockets.begin_association(epoll, mapping, talk, egress, &pin, now);
+                let begun = sockets.begin_association(epoll, mapping, talk, egress, pin, now);
                 if let Err(failure) = begun {
                     driver.leave_proxies();
                     return Some(refused(id, unreachable(failure)));
@@ -148,6 +125,31 @@ impl<D: Device> Driver<D> {
             association.join(id, target, engine);
             let port = association.port()?;
             Some(Input::Bound(id, port))
+        })
+    }
+
+    /// Begins what a flow wants of its way out's proxy, with what pins a connection to that,
+    /// where the route there still is the judged one.
+    fn call_proxy(
+        &mut self,
+        (id, way): (FlowId, WayId),
+        egress: Egress,
+        asked: Option<Asked>,
+        begin: impl FnOnce(&mut Self, &Arc<Proxy>, &Pin) -> Option<Input>,
+    ) -> Option<Input> {
+        let Some(proxy) = self.proxies.of(way).cloned() else {
+            // It went while the rules were asked.
+            return Some(Input::ProxyFailed(id, Failure::NetUnreachable));
+        };
+        if proxy.behind.is_some() {
+            // The tunnel's own address is where it leaves, whatever the routes are.
+            return begin(self, &proxy, &Pin::default());
+        }
+        let query = self.query(Protocol::Tcp, proxy.address, None);
+        self.recheck(id, query, egress, asked, |driver, index| {
+            let (source, device) = (Some(egress.address), Some(index));
+            let pin = Pin { source, device, mark: driver.mark };
+            begin(driver, &proxy, &pin)
         })
     }
 
@@ -164,12 +166,8 @@ impl<D: Device> Driver<D> {
         let Some(association) = association.filter(|it| it.serial() == serial) else { return };
         match association.ready(flags) {
             Step::Waits => {}
-            Step::Associated(relay) => match self.open_relay(mapping, relay) {
-                Ok((port, waiting)) => {
-                    for id in waiting {
-                        self.tell(Input::Bound(id, port), now);
-                    }
-                }
+            Step::Associated(relay, behind) => match self.open_relay(mapping, relay, behind) {
+                Ok(opened) => self.bound(opened, now),
                 Err(refusal) => self.end_association(mapping, refusal, now),
             },
             Step::Ended(refusal) => {
@@ -180,30 +178,47 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    /// Opens the socket to a proxy's relay, which must be reached as the proxy is.
+    /// Opens the socket to a proxy's relay, which must be reached as the proxy is: its port and
+    /// who wait for it, but for one inside a tunnel, which opens later.
     fn open_relay(
         &mut self,
         mapping: MappingId,
         relay: SocketAddr,
-    ) -> Result<(u16, Vec<FlowId>), Refusal> {
-        let Some(association) = self.sockets.association(mapping) else {
-            return Ok((0, Vec::new()));
-        };
+        behind: Option<LinkId>,
+    ) -> Result<Option<(u16, Vec<FlowId>)>, Refusal> {
+        let Some(association) = self.sockets.association(mapping) else { return Ok(None) };
         let egress = association.egress();
+        if let Some(link) = behind {
+            let there = self.engine.ways().link(link);
+            let as_judged = |there: &&Link| there.address(relay.ip()) == Some(egress.address);
+            let Some(there) = there.filter(as_judged) else {
+                return Err(Refusal::Proxy(Fault::Relay));
+            };
+            let through = (link, there.mtu);
+            let begun = self.sockets.open_relay_inside(mapping, relay, through);
+            return begun.map(|()| None).map_err(unreachable);
+        }
         let route = self.routes.lookup(self.query(Protocol::Udp, relay, None));
         let device = match route {
             Ok(answer) if answer.egress == egress => answer.bound_device(relay.ip()),
             Ok(_) | Err(_) => return Err(Refusal::Proxy(Fault::Relay)),
         };
         let opened = self.sockets.open_relay(&self.epoll, mapping, relay, device, self.mark);
-        opened.map_err(unreachable)
+        opened.map(Some).map_err(unreachable)
     }
 
-    /// Ends associations whose relay refuses datagrams.
-    pub(super) fn end_refused_relays(&mut self, now: Instant) {
-        while let Some(mapping) = self.sockets.refused_relay() {
-            let fault = Fault::Unreachable(Failure::Refused);
-            self.end_association(mapping, Refusal::Proxy(fault), now);
+    /// Tells flows that their datagrams may go.
+    fn bound(&mut self, opened: Option<(u16, Vec<FlowId>)>, now: Instant) {
+        let Some((port, waiting)) = opened else { return };
+        for id in waiting {
+            self.tell(Input::Bound(id, port), now);
+        }
+    }
+
+    /// Ends associations whose relay takes no datagrams any more.
+    pub(super) fn end_broken_relays(&mut self, now: Instant) {
+        while let Some((mapping, failure)) = self.sockets.broken_relay() {
+            self.end_association(mapping, Refusal::Proxy(Fault::Unreachable(failure)), now);
         }
     }
 
@@ -211,7 +226,7 @@ impl<D: Device> Driver<D> {
     fn end_association(&mut self, mapping: MappingId, refusal: Refusal, now: Instant) {
         self.leave_proxies();
         let Some(association) = self.sockets.take_association(mapping) else { return };
-        let was_open = association.relay().is_some();
+        let was_open = association.is_open();
         for &id in association.members() {
             let input = if was_open {
                 Input::ProxyEnded(id, refusal.failure())
@@ -228,11 +243,18 @@ impl<D: Device> Driver<D> {
         self.answer(now);
     }
 
-    /// Ends connects to proxies that have not done their part in time.
+    /// Ends connects to proxies that have not done their part in time, and has new flows leave
+    /// those that take long.
     pub(super) fn end_silent_talks(&mut self, now: Instant) {
         while let Some(id) = self.sockets.suspect_talk(now) {
             if let Some(stream) = self.sockets.stream(id) {
                 stream.give_up();
+            }
+            self.leave_proxies();
+        }
+        while let Some(mapping) = self.sockets.suspect_association(now) {
+            if let Some(association) = self.sockets.association(mapping) {
+                association.give_up();
             }
             self.leave_proxies();
         }
@@ -268,12 +290,13 @@ impl<D: Device> Driver<D> {
                     self.answer(now);
                 }
                 Tag::Probe(number) => self.sockets.probes.ready(number, flags),
-                Tag::Device
-                | Tag::Wake
-                | Tag::Echo(_)
-                | Tag::Mapping(_)
-                | Tag::Link(_)
-                | Tag::Control(..) => {}
+                Tag::Control(slot, serial) => self.control_ready(slot, serial, flags, now),
+                Tag::Mapping(slot) => {
+                    let opened = self.sockets.opened_relay(slot);
+                    self.bound(opened, now);
+                    self.read_datagrams(tag, now);
+                }
+                Tag::Device | Tag::Wake | Tag::Echo(_) | Tag::Link(_) => {}
             }
         }
     }

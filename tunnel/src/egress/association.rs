@@ -15,13 +15,16 @@
 //! was asked at belongs to the flow by name with that port, of which there is one: a second one
 //! at the same port goes by its address. The first address that so answers is the only one.
 //!
+//! **Behind a tunnel** both sockets are our own host's inside it, and so is the relay: it must be
+//! reached by that tunnel with the address that was judged.
+//!
 //! What the proxy says on the control connection after its answer is not read.
 
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use engine::{Datagram, Egress, Engine, Failure, FlowId, Instant, Unsent};
+use engine::{Datagram, Egress, Engine, Failure, FlowId, Instant, LinkId, Unsent, Ways};
 use rustix::event::epoll::EventFlags;
 
 use super::carrier::Carrier;
@@ -30,6 +33,7 @@ use super::message::SendError;
 use super::pin::Pin;
 use super::proxy::relay::{Header, Origin, header};
 use super::proxy::{self, Fault, Refusal, Talk, Target};
+use super::relayed::Inside;
 use super::stream::converse;
 use super::udp::Mapping;
 
@@ -44,6 +48,8 @@ pub(crate) struct Association {
     phase: Phase,
     /// What was judged, of the way to the proxy.
     egress: Egress,
+    /// The tunnel that its relay is behind.
+    behind: Option<LinkId>,
     /// The proxy has ended its half of the control connection, or that is gone.
     exhaust: bool,
     /// Tells it from the one that had its place before.
@@ -61,9 +67,18 @@ pub(crate) struct Association {
 enum Phase {
     Connecting(Talk),
     Talking(Talk),
-    Open(Mapping, SocketAddr),
+    /// The socket inside a tunnel is being opened.
+    Opening(Inside),
+    Open(Relay),
     /// Between two others.
     Over,
+}
+
+/// Where the proxy takes datagrams, and our socket towards it.
+#[derive(Debug)]
+enum Relay {
+    Kernel(Mapping, SocketAddr),
+    Inside(Inside),
 }
 
 /// A flow whose name the proxy is told.
@@ -82,8 +97,8 @@ struct Named {
 pub(crate) enum Step {
     /// The proxy has more to say.
     Waits,
-    /// It takes datagrams there.
-    Associated(SocketAddr),
+    /// It takes datagrams there, and is itself behind that tunnel.
+    Associated(SocketAddr, Option<LinkId>),
     /// It takes none, or no more.
     Ended(Refusal),
 }
@@ -102,6 +117,7 @@ impl Association {
             control,
             phase: Phase::Connecting(talk),
             egress,
+            behind: None,
             exhaust: false,
             serial,
             until,
@@ -128,29 +144,61 @@ impl Association {
     /// When the proxy must have done its part; `None`: it has.
     pub(crate) fn until(&self) -> Option<Instant> {
         match self.phase {
-            Phase::Connecting(_) | Phase::Talking(_) => Some(self.until),
-            Phase::Open(..) | Phase::Over => None,
+            Phase::Connecting(_) | Phase::Talking(_) | Phase::Opening(_) => Some(self.until),
+            Phase::Open(_) | Phase::Over => None,
+        }
+    }
+
+    /// Whether nobody has answered its connect.
+    pub(crate) fn is_connecting(&self) -> bool {
+        match &self.phase {
+            Phase::Connecting(_) => true,
+            Phase::Talking(_) | Phase::Opening(_) | Phase::Open(_) | Phase::Over => false,
+        }
+    }
+
+    /// Whether the proxy takes datagrams.
+    pub(crate) fn is_open(&self) -> bool {
+        match &self.phase {
+            Phase::Open(_) => true,
+            Phase::Connecting(_) | Phase::Talking(_) | Phase::Opening(_) | Phase::Over => false,
         }
     }
 
     /// The port that datagrams leave with, once there is one.
     pub(crate) fn port(&self) -> Option<u16> {
-        self.relay().map(|socket| socket.local_addr().map_or(0, |address| address.port()))
-    }
-
-    /// The relay's socket, once there is one.
-    pub(crate) fn relay(&self) -> Option<&Mapping> {
         match &self.phase {
-            Phase::Open(socket, _) => Some(socket),
-            Phase::Connecting(_) | Phase::Talking(_) | Phase::Over => None,
+            Phase::Open(Relay::Kernel(socket, _)) => Some(port_of(socket)),
+            Phase::Open(Relay::Inside(inside)) => inside.port(),
+            Phase::Connecting(_) | Phase::Talking(_) | Phase::Opening(_) | Phase::Over => None,
         }
     }
 
-    /// Where the proxy takes datagrams.
-    pub(crate) fn relay_address(&self) -> Option<SocketAddr> {
+    /// The kernel's socket to the relay, and where that is.
+    pub(crate) fn relay(&self) -> Option<(&Mapping, SocketAddr)> {
         match &self.phase {
-            Phase::Open(_, relay) => Some(*relay),
-            Phase::Connecting(_) | Phase::Talking(_) | Phase::Over => None,
+            Phase::Open(Relay::Kernel(socket, relay)) => Some((socket, *relay)),
+            Phase::Open(Relay::Inside(_))
+            | Phase::Connecting(_)
+            | Phase::Talking(_)
+            | Phase::Opening(_)
+            | Phase::Over => None,
+        }
+    }
+
+    /// Whether its relay is behind a tunnel.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.behind.is_some()
+    }
+
+    /// The socket to the relay inside a tunnel.
+    pub(crate) fn inside(&mut self) -> Option<&mut Inside> {
+        match &mut self.phase {
+            Phase::Opening(inside) | Phase::Open(Relay::Inside(inside)) => Some(inside),
+            Phase::Open(Relay::Kernel(..))
+            | Phase::Connecting(_)
+            | Phase::Talking(_)
+            | Phase::Over => None,
         }
     }
 
@@ -197,9 +245,9 @@ impl Association {
                 }
             },
             Phase::Talking(talk) => self.talk(talk),
-            Phase::Open(socket, relay) => {
-                self.phase = Phase::Open(socket, relay);
-                if !self.exhaust {
+            phase @ (Phase::Opening(_) | Phase::Open(_)) => {
+                self.phase = phase;
+                if !self.exhaust && !self.control.is_over() {
                     return Step::Waits;
                 }
                 Step::Ended(Refusal::Proxy(Fault::Ended))
@@ -213,7 +261,7 @@ impl Association {
             Ok(true) => match talk.relay() {
                 Some(relay) => {
                     talk.note(Ok(()));
-                    Step::Associated(relay)
+                    Step::Associated(relay, talk.proxy().behind)
                 }
                 None => Step::Ended(Refusal::Proxy(Fault::Relay)),
             },
@@ -231,9 +279,43 @@ impl Association {
     pub(crate) fn open(&mut self, relay: SocketAddr, pin: &Pin) -> Result<u16, EgressError> {
         let socket = Mapping::open(relay.ip(), pin)?;
         socket.only(relay)?;
-        let port = socket.local_addr().map_or(0, |address| address.port());
-        self.phase = Phase::Open(socket, relay);
+        let port = port_of(&socket);
+        self.phase = Phase::Open(Relay::Kernel(socket, relay));
         Ok(port)
+    }
+
+    /// The same inside a tunnel, where it opens later.
+    pub(crate) fn open_inside(&mut self, inside: Inside, link: LinkId) {
+        self.behind = Some(link);
+        self.phase = Phase::Opening(inside);
+    }
+
+    /// The port of a socket inside a tunnel that has opened since this was asked last.
+    pub(crate) fn opened(&mut self) -> Option<u16> {
+        match std::mem::replace(&mut self.phase, Phase::Over) {
+            Phase::Opening(inside) => match inside.port() {
+                Some(port) => {
+                    self.phase = Phase::Open(Relay::Inside(inside));
+                    Some(port)
+                }
+                None => {
+                    self.phase = Phase::Opening(inside);
+                    None
+                }
+            },
+            other @ (Phase::Connecting(_) | Phase::Talking(_) | Phase::Open(_) | Phase::Over) => {
+                self.phase = other;
+                None
+            }
+        }
+    }
+
+    /// Takes in what its tunnel carries now.
+    pub(crate) fn follow_link(&mut self, ways: &Ways) {
+        let link = self.behind.and_then(|link| ways.link(link));
+        if let Some((mtu, inside)) = link.map(|link| link.mtu).zip(self.inside()) {
+            inside.set_mtu(mtu);
+        }
     }
 
     /// The proxy has not done its part in time.
@@ -241,14 +323,14 @@ impl Association {
         let refusal = Refusal::Proxy(Fault::Silent);
         match &self.phase {
             Phase::Connecting(talk) | Phase::Talking(talk) => talk.note(Err(refusal)),
-            Phase::Open(..) | Phase::Over => {}
+            Phase::Opening(_) | Phase::Open(_) | Phase::Over => {}
         }
         refusal
     }
 
     /// Sends what is for `far` to the relay.
     pub(crate) fn send(&mut self, far: SocketAddr, datagram: Datagram<'_>) -> Result<(), Unsent> {
-        let Phase::Open(socket, relay) = &mut self.phase else { return Err(Unsent::Full) };
+        let Phase::Open(relay) = &mut self.phase else { return Err(Unsent::Full) };
         let plain;
         let header = match self.named.iter().find(|named| named.far == far) {
             Some(named) => &*named.header,
@@ -258,8 +340,17 @@ impl Association {
             }
         };
         let Datagram { payload, segment, dont_fragment, may_wait: _ } = datagram;
-        let mut send = |whole| socket.send_behind(header, *relay, payload, segment, whole);
-        let too_big = |mtu| inner_mtu(mtu, relay.is_ipv4(), header.len(), far.is_ipv4());
+        let relay_is_v4 = match relay {
+            Relay::Kernel(_, relay) => relay.is_ipv4(),
+            Relay::Inside(inside) => inside.is_v4(),
+        };
+        let mut send = |whole| match relay {
+            Relay::Kernel(socket, relay) => {
+                socket.send_behind(header, *relay, payload, segment, whole)
+            }
+            Relay::Inside(inside) => inside.send(header, payload, segment, whole),
+        };
+        let too_big = |mtu| inner_mtu(mtu, relay_is_v4, header.len(), far.is_ipv4());
         match send(dont_fragment) {
             Ok(()) => Ok(()),
             Err(SendError::Failed(Failure::TooBig { mtu })) => match too_big(mtu) {
@@ -297,6 +388,10 @@ impl Association {
             }
         }
     }
+}
+
+fn port_of(socket: &Mapping) -> u16 {
+    socket.local_addr().map_or(0, |address| address.port())
 }
 
 /// The longest packet of the app that fits, in front of whose payload comes a header, where the

@@ -41,7 +41,7 @@ pub(crate) struct Wakes {
 }
 
 /// One of them.
-struct Sleeper {
+pub(crate) struct Sleeper {
     tag: Tag,
     wakes: Arc<Wakes>,
 }
@@ -68,10 +68,17 @@ impl Wakes {
     }
 }
 
+impl Sleeper {
+    /// What wakes as that tag.
+    pub(crate) fn waker(tag: Tag, wakes: &Arc<Wakes>) -> Waker {
+        Waker::from(Arc::new(Self { tag, wakes: Arc::clone(wakes) }))
+    }
+}
+
 impl Inside {
     /// A connection that is being opened, which wakes as that tag.
     pub(crate) fn new(stream: netstack::Stream, tag: Tag, wakes: &Arc<Wakes>) -> Self {
-        let waker = Waker::from(Arc::new(Sleeper { tag, wakes: Arc::clone(wakes) }));
+        let waker = Sleeper::waker(tag, wakes);
         // It is to be woken.
         let _ = stream.poll_open(&Context::from_waker(&waker));
         Self { stream, waker }
@@ -138,6 +145,18 @@ impl Carrier {
         match self {
             Self::Kernel(_) => false,
             Self::Inside(inside) => inside.stream.has_all(),
+        }
+    }
+
+    /// Whether an open connection has ended, or is gone, where epoll is not who tells.
+    pub(crate) fn is_over(&self) -> bool {
+        match self {
+            Self::Kernel(_) => false,
+            Self::Inside(inside) => {
+                // It is to be woken.
+                let next = inside.stream.poll_peek(&inside.context(), &mut [0]);
+                matches!(next, Poll::Ready(Ok(0) | Err(_))) || inside.stream.has_all()
+            }
         }
     }
 

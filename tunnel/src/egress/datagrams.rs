@@ -10,7 +10,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 
 use engine::{
-    Datagram, Dropped, Egress, Engine, Failure, FlowId, Input, Instant, MappingId, Unsent, Way,
+    Datagram, Dropped, Egress, Engine, Failure, FlowId, Input, Instant, LinkId, MappingId, Unsent,
+    Way, Ways,
 };
 use rustix::event::epoll;
 use rustix::io::Errno;
@@ -21,10 +22,11 @@ use crate::egress::echo::Echo;
 use crate::egress::error::{EgressError, failure};
 use crate::egress::message::SendError;
 use crate::egress::pin::Pin;
-use crate::egress::proxy::{PATIENCE, Talk, relay, unreachable};
+use crate::egress::proxy::{PATIENCE, SUSPECT, Talk, relay, unreachable};
+use crate::egress::relayed::Inside;
 use crate::egress::run::{Run, Towards, UnsentRun};
 use crate::egress::udp::Mapping;
-use crate::egress::{Sockets, Tag, carried};
+use crate::egress::{Sockets, Tag};
 
 /// Datagrams read from one socket before others have their turn.
 const TURN: usize = 64;
@@ -42,8 +44,11 @@ pub(crate) struct Datagrams {
     mappings: Vec<Option<Outlet>>,
     /// Associations in the order in which they began, each with the end of its patience.
     talks: VecDeque<(Instant, MappingId)>,
-    /// Associations whose relay refuses datagrams.
-    refused: Vec<MappingId>,
+    /// The same, each with the time from which a proxy that has answered nothing is to be left,
+    /// and the association's serial.
+    suspects: VecDeque<(Instant, MappingId, u32)>,
+    /// Associations whose relay takes no datagrams any more.
+    broken: Vec<(MappingId, Failure)>,
     next_serial: u32,
     echoes: Vec<Option<(FlowId, Echo)>>,
     /// Datagrams that leave at the end of the batch.
@@ -61,7 +66,8 @@ impl Datagrams {
         Self {
             mappings: Vec::new(),
             talks: VecDeque::new(),
-            refused: Vec::new(),
+            suspects: VecDeque::new(),
+            broken: Vec::new(),
             next_serial: 0,
             echoes: Vec::new(),
             run: Run::new(),
@@ -101,9 +107,11 @@ impl Datagrams {
         self.unsent.extend(self.run.clear(why));
     }
 
-    /// When some association may have run out of patience.
+    /// When some proxy may have tried the patience of an association, or half of it.
     pub(super) fn next_talk(&self) -> Option<Instant> {
-        self.talks.front().map(|(end, _)| *end)
+        let silent = self.talks.front().map(|(end, _)| *end);
+        let suspect = self.suspects.front().map(|(at, ..)| *at);
+        silent.into_iter().chain(suspect).min()
     }
 
     fn place(&mut self, mapping: MappingId) -> &mut Option<Outlet> {
@@ -174,7 +182,7 @@ impl<D: Device> Sockets<D> {
         let (serial, until) = (self.datagrams.next_serial, now + PATIENCE);
         self.datagrams.next_serial = (serial + 1) & Tag::LAST_SERIAL;
         let tag = Tag::Control(mapping.slot() as u32, serial);
-        let control = match carried(epoll, tag, talk.proxy().address, pin) {
+        let control = match self.carrier(epoll, tag, talk.proxy(), pin) {
             Ok(control) => control,
             Err(failure) => {
                 talk.note(Err(unreachable(failure)));
@@ -183,6 +191,7 @@ impl<D: Device> Sockets<D> {
         };
         let association = Association::begin(talk, control, egress, serial, until);
         self.datagrams.talks.push_back((until, mapping));
+        self.datagrams.suspects.push_back((now + SUSPECT, mapping, serial));
         *self.datagrams.place(mapping) = Some(Outlet::Proxied(Box::new(association)));
         Ok(())
     }
@@ -207,10 +216,43 @@ impl<D: Device> Sockets<D> {
             epoll::modify(&epoll, fd, control, ends).map_err(|errno| failure(errno, 0))?;
         }
         let tag = Tag::Mapping(mapping.slot() as u32).data();
-        if let Some(socket) = association.relay() {
+        if let Some((socket, _)) = association.relay() {
             epoll::add(&epoll, socket, tag, edges()).map_err(|errno| failure(errno, 0))?;
         }
         Ok((port, association.members().to_vec()))
+    }
+
+    /// Opens the socket to the relay of a proxy that is behind a tunnel with that MTU. Whether it
+    /// is open the shard learns by [`Sockets::opened_relay`].
+    pub(crate) fn open_relay_inside(
+        &mut self,
+        mapping: MappingId,
+        relay: SocketAddr,
+        (link, mtu): (LinkId, u16),
+    ) -> Result<(), Failure> {
+        let socket = self.inside()?.bind(link, relay)?;
+        let tag = Tag::Mapping(mapping.slot() as u32);
+        let inside = Inside::new(socket, tag, &self.wakes, relay, mtu);
+        if let Some(association) = self.association(mapping) {
+            association.open_inside(inside, link);
+        }
+        Ok(())
+    }
+
+    /// The relay inside a tunnel that has just opened: its port, and who wait for it.
+    pub(crate) fn opened_relay(&mut self, slot: u32) -> Option<(u16, Vec<FlowId>)> {
+        let association = self.association(MappingId::from_slot(slot))?;
+        let port = association.opened()?;
+        Some((port, association.members().to_vec()))
+    }
+
+    /// Tells the sockets to relays inside tunnels what their tunnels carry now.
+    pub(crate) fn follow_links(&mut self, ways: &Ways) {
+        for outlet in self.datagrams.mappings.iter_mut().flatten() {
+            if let Outlet::Proxied(association) = outlet {
+                association.follow_link(ways);
+            }
+        }
     }
 
     /// Takes a mapping's association out: its connections are closed with it.
@@ -228,7 +270,7 @@ impl<D: Device> Sockets<D> {
 
     /// The next association whose proxy has not done its part in time.
     pub(crate) fn silent_association(&mut self, now: Instant) -> Option<MappingId> {
-        while self.datagrams.next_talk().is_some_and(|end| end <= now) {
+        while self.datagrams.talks.front().is_some_and(|(end, _)| *end <= now) {
             let (end, mapping) = self.datagrams.talks.pop_front()?;
             if self.association(mapping).is_some_and(|it| it.until() == Some(end)) {
                 return Some(mapping);
@@ -237,9 +279,21 @@ impl<D: Device> Sockets<D> {
         None
     }
 
-    /// The next association whose relay refuses datagrams.
-    pub(crate) fn refused_relay(&mut self) -> Option<MappingId> {
-        self.datagrams.refused.pop()
+    /// The next association whose proxy answers no connect, so that others are to leave it.
+    pub(crate) fn suspect_association(&mut self, now: Instant) -> Option<MappingId> {
+        while self.datagrams.suspects.front().is_some_and(|(at, ..)| *at <= now) {
+            let (_, mapping, serial) = self.datagrams.suspects.pop_front()?;
+            let it = self.association(mapping).filter(|it| it.serial() == serial);
+            if it.is_some_and(|it| it.is_connecting()) {
+                return Some(mapping);
+            }
+        }
+        None
+    }
+
+    /// The next association whose relay takes no datagrams any more, and why.
+    pub(crate) fn broken_relay(&mut self) -> Option<(MappingId, Failure)> {
+        self.datagrams.broken.pop()
     }
 
     /// Closes a mapping's socket.
@@ -364,7 +418,10 @@ impl<D: Device> Sockets<D> {
             let Some(outlet) = self.datagrams.outlet(mapping) else { return false };
             let relay = match outlet {
                 Outlet::Direct(_) => None,
-                Outlet::Proxied(association) => association.relay_address(),
+                Outlet::Proxied(association) if association.is_inside() => {
+                    return self.read_inside(mapping, buffer, engine, now);
+                }
+                Outlet::Proxied(association) => association.relay().map(|(_, relay)| relay),
             };
             let Some(socket) = outlet.socket() else { return false };
             match (socket.recv(buffer), relay) {
@@ -395,13 +452,38 @@ impl<D: Device> Sockets<D> {
                         // Whose datagram that was it does not say; what passes by itself the
                         // app notices by itself.
                         if error.failure == Failure::Refused {
-                            self.datagrams.refused.push(mapping);
+                            self.datagrams.broken.push((mapping, error.failure));
                         }
                     }
                     return false;
                 }
                 // A datagram that did not fit, or an error whose record tells more.
                 (Err(_), _) => {}
+            }
+        }
+        true
+    }
+
+    /// The same for a relay inside a tunnel, which brings one datagram at a time.
+    fn read_inside(
+        &mut self,
+        mapping: MappingId,
+        buffer: &mut [u8],
+        engine: &mut Engine,
+        now: Instant,
+    ) -> bool {
+        for _ in 0..TURN {
+            let association = self.association(mapping);
+            let Some(inside) = association.and_then(|it| it.inside()) else { return false };
+            match inside.receive(buffer) {
+                Ok(Some(length)) => {
+                    self.unpack(mapping, &mut buffer[..length], None, engine, now);
+                }
+                Ok(None) => return false,
+                Err(failure) => {
+                    self.datagrams.broken.push((mapping, failure));
+                    return false;
+                }
             }
         }
         true
@@ -499,7 +581,7 @@ impl Outlet {
     fn socket(&self) -> Option<&Mapping> {
         match self {
             Self::Direct(socket) => Some(socket),
-            Self::Proxied(association) => association.relay(),
+            Self::Proxied(association) => association.relay().map(|(socket, _)| socket),
         }
     }
 }

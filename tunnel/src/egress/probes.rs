@@ -1,8 +1,8 @@
 //! Connections to proxies that carry no flow: they only show how a proxy fares.
 //!
 //! Each is answered once, after [`SUSPECT`] where nobody answers its connect, and after
-//! [`PATIENCE`] at the latest: a slow proxy is as usable as it is to flows. It is pinned and marked like those of
-//! flows, so it is the same way that is probed.
+//! [`PATIENCE`] at the latest: a slow proxy is as usable as it is to flows. It is pinned and
+//! marked like those of flows, so it is the same way that is probed.
 
 use engine::Instant;
 use rustix::event::epoll::EventFlags;
@@ -66,8 +66,14 @@ impl Probes {
                 continue;
             }
             let Probe { connection, answer, .. } = self.0.remove(at);
-            // Once it has been asked it is the far side that lets it wait.
-            answer(if connection.awaits_proxy() { Err(Fault::Silent) } else { Ok(()) });
+            answer(if connection.awaits_proxy() {
+                Err(Fault::Silent)
+            } else if connection.wants_answer() {
+                // There is no far side that could let it wait.
+                Err(Fault::Mute)
+            } else {
+                Ok(())
+            });
         }
     }
 }

@@ -22,6 +22,10 @@
 //! Whatever it does once it knows the destination may be about that, and so is no fault of its
 //! own: some proxies just end a connection that they can't make.
 //!
+//! One that takes what it is asked and then says nothing may wait for the far side, or have died.
+//! After [`PATIENCE`] it is *doubted*, unless it has done its part for somebody meanwhile: whoever
+//! watches over it has it asked for a destination that is none, and counts the silence then.
+//!
 //! A *probe* ([`Talk::probe`]) is a talk that asks for no destination: it ends when what spoke
 //! against the proxy does not any more.
 
@@ -81,6 +85,8 @@ pub struct Standing(Arc<Fares>);
 #[derive(Default)]
 struct Fares {
     down: AtomicBool,
+    /// Whoever watches has been told of a doubt, and has not found out yet.
+    doubted: AtomicBool,
     /// Talks in which it has done its part.
     worked: AtomicU64,
     told: Option<Told>,
@@ -90,14 +96,21 @@ type Told = Box<dyn Fn(Fault) + Send + Sync>;
 
 impl Standing {
     /// Nothing speaks against it. `told` is called on a shard's thread: hand it on and return.
+    /// [`Fault::Mute`] is a doubt, which a probe is to settle; any other counts at once.
     pub fn new(told: impl Fn(Fault) + Send + Sync + 'static) -> Self {
         Self(Arc::new(Fares { told: Some(Box::new(told)), ..Fares::default() }))
     }
 
     /// It is usable again, after a fault that was told.
     pub fn recovered(&self) {
-        self.worked();
+        self.trusted();
         self.0.down.store(false, Ordering::Release);
+    }
+
+    /// A doubt that was told is settled: it answers.
+    pub fn trusted(&self) {
+        self.worked();
+        self.0.doubted.store(false, Ordering::Release);
     }
 
     /// Whether a fault was told, and nobody has said that it is usable again.
@@ -119,6 +132,17 @@ impl Standing {
             && let Some(told) = &self.0.told
         {
             told(fault);
+        }
+    }
+
+    /// A talk that began after so many had worked has had no answer for long.
+    fn doubted(&self, worked: u64) {
+        if self.0.worked.load(Ordering::Relaxed) == worked
+            && !self.is_down()
+            && !self.0.doubted.swap(true, Ordering::AcqRel)
+            && let Some(told) = &self.0.told
+        {
+            told(Fault::Mute);
         }
     }
 }
@@ -266,6 +290,9 @@ pub enum Fault {
     /// It said nothing for [`PATIENCE`].
     #[error("it does not answer")]
     Silent,
+    /// It takes what it is asked, and answers nothing.
+    #[error("it answers nothing that it is asked")]
+    Mute,
     /// It ended the talk before it knew the destination.
     #[error("it ended the connection at once")]
     Left,
@@ -301,6 +328,7 @@ impl Fault {
         match self {
             Self::Unreachable(_)
             | Self::Silent
+            | Self::Mute
             | Self::Left
             | Self::Garbled
             | Self::Login
@@ -314,6 +342,7 @@ impl Fault {
         match self {
             Self::Unreachable(_)
             | Self::Silent
+            | Self::Mute
             | Self::Left
             | Self::Ended
             | Self::Garbled
@@ -404,6 +433,7 @@ impl Talk {
         let mut talk = Self::new(proxy, Target::nowhere());
         talk.purpose = match (&talk.language, fault) {
             (Language::Http(_), Fault::Login | Fault::Garbled) => Purpose::Answer,
+            (Language::Http(_) | Language::Socks5(_), Fault::Mute) => Purpose::Answer,
             (Language::Http(_) | Language::Socks5(_), _) => Purpose::Reach,
         };
         if matches!(talk.language, Language::Http(_)) && talk.purpose == Purpose::Reach {
@@ -469,6 +499,16 @@ impl Talk {
     /// Whether it wants no answer, once it has asked.
     pub(crate) fn is_content(&self) -> bool {
         self.purpose == Purpose::Reach && self.has_asked()
+    }
+
+    /// Whether it is a probe that only an answer ends well.
+    pub(crate) fn wants_answer(&self) -> bool {
+        self.purpose == Purpose::Answer
+    }
+
+    /// It has had no answer for long.
+    pub(crate) fn doubt(&self) {
+        self.proxy.standing.doubted(self.worked);
     }
 
     /// The end that the proxy has made of it.

@@ -143,6 +143,18 @@ impl Connection {
         }
     }
 
+    /// Whether it is a probe that waits for the proxy's answer.
+    pub(crate) fn wants_answer(&self) -> bool {
+        matches!(&self.phase, Phase::Talking(talk) if talk.wants_answer())
+    }
+
+    /// The proxy knows what it is to do, and has said nothing for long.
+    pub(crate) fn doubt(&self) {
+        if let Phase::Talking(talk) = &self.phase {
+            talk.doubt();
+        }
+    }
+
     /// The proxy has not done its part in time.
     pub(crate) fn give_up(&self) -> Refusal {
         let refusal = Refusal::Proxy(Fault::Silent);

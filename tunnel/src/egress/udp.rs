@@ -71,13 +71,7 @@ impl Mapping {
         segment: Option<u16>,
         dont_fragment: bool,
     ) -> Result<(), SendError> {
-        let sent = match segment.map(usize::from) {
-            Some(size) if size > 0 && payload.len() > size => {
-                self.send_segments(to, payload, size, dont_fragment)
-            }
-            _ => self.send_one(to, payload, dont_fragment),
-        };
-        sent.map_err(|errno| self.socket.send_error(errno, to))
+        self.send_behind(&[], to, payload, segment, dont_fragment)
     }
 
     /// The same, with `header` in front of each datagram.
@@ -91,9 +85,9 @@ impl Mapping {
     ) -> Result<(), SendError> {
         let sent = match segment.map(usize::from) {
             Some(size) if size > 0 && payload.len() > size => {
-                self.send_segments_behind(header, to, payload, size, dont_fragment)
+                self.send_segments(header, to, payload, size, dont_fragment)
             }
-            _ => self.send_one_behind(header, to, payload, dont_fragment),
+            _ => self.send_one(header, to, payload, dont_fragment),
         };
         sent.map_err(|errno| self.socket.send_error(errno, to))
     }
@@ -124,58 +118,17 @@ impl Mapping {
 
     fn send_one(
         &mut self,
-        to: SocketAddr,
-        payload: &[u8],
-        dont_fragment: bool,
-    ) -> Result<(), Errno> {
-        self.socket.send(to, &[IoSlice::new(payload)], None, dont_fragment)
-    }
-
-    fn send_segments(
-        &mut self,
-        to: SocketAddr,
-        payload: &[u8],
-        size: usize,
-        dont_fragment: bool,
-    ) -> Result<(), Errno> {
-        let batch = size * (MAX_BYTES / size).clamp(1, MAX_SEGMENTS);
-        for datagrams in payload.chunks(batch) {
-            let segment = Some(size as u16); // `size` was a u16
-            let whole = [IoSlice::new(datagrams)];
-            match self.socket.send(to, &whole, segment, dont_fragment) {
-                Ok(()) => {}
-                // No segmentation here, or not for this: one by one, which also tells the
-                // true cause.
-                Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::MSGSIZE) => {
-                    let mut failed = Ok(());
-                    for datagram in datagrams.chunks(size) {
-                        match self.send_one(to, datagram, dont_fragment) {
-                            Ok(()) => {}
-                            Err(errno @ (Errno::AGAIN | Errno::NOBUFS)) => return Err(errno),
-                            // A shorter one may fit.
-                            Err(errno) => failed = Err(errno),
-                        }
-                    }
-                    failed?;
-                }
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
-    }
-
-    fn send_one_behind(
-        &mut self,
         header: &[u8],
         to: SocketAddr,
         payload: &[u8],
         dont_fragment: bool,
     ) -> Result<(), Errno> {
         let parts = [IoSlice::new(header), IoSlice::new(payload)];
-        self.socket.send(to, &parts, None, dont_fragment)
+        let parts = if header.is_empty() { &parts[1..] } else { &parts[..] };
+        self.socket.send(to, parts, None, dont_fragment)
     }
 
-    fn send_segments_behind(
+    fn send_segments(
         &mut self,
         header: &[u8],
         to: SocketAddr,
@@ -186,20 +139,33 @@ impl Mapping {
         let whole = header.len() + size;
         let most = (MAX_BYTES / whole).clamp(1, MAX_SEGMENTS);
         for datagrams in payload.chunks(size * most) {
-            let mut parts = [IoSlice::new(&[]); 2 * MAX_SEGMENTS];
-            let mut filled = 0;
-            for (pair, datagram) in parts.chunks_exact_mut(2).zip(datagrams.chunks(size)) {
-                pair.copy_from_slice(&[IoSlice::new(header), IoSlice::new(datagram)]);
-                filled += 2;
-            }
-            let segment = u16::try_from(whole).ok().filter(|_| filled > 2);
-            match self.socket.send(to, &parts[..filled], segment, dont_fragment) {
+            let segment = u16::try_from(whole).ok().filter(|_| datagrams.len() > size);
+            let sent = if header.is_empty() {
+                self.socket.send(to, &[IoSlice::new(datagrams)], segment, dont_fragment)
+            } else {
+                let mut parts = [IoSlice::new(&[]); 2 * MAX_SEGMENTS];
+                let mut filled = 0;
+                for (pair, datagram) in parts.chunks_exact_mut(2).zip(datagrams.chunks(size)) {
+                    pair.copy_from_slice(&[IoSlice::new(header), IoSlice::new(datagram)]);
+                    filled += 2;
+                }
+                self.socket.send(to, &parts[..filled], segment, dont_fragment)
+            };
+            match sent {
                 Ok(()) => {}
-                // As above.
+                // No segmentation here, or not for this: one by one, which also tells the
+                // real error.
                 Err(Errno::INVAL | Errno::IO | Errno::OPNOTSUPP | Errno::MSGSIZE) => {
+                    let mut failed = Ok(());
                     for datagram in datagrams.chunks(size) {
-                        self.send_one_behind(header, to, datagram, dont_fragment)?;
+                        match self.send_one(header, to, datagram, dont_fragment) {
+                            Ok(()) => {}
+                            Err(errno @ (Errno::AGAIN | Errno::NOBUFS)) => return Err(errno),
+                            // A shorter one may fit.
+                            Err(errno) => failed = Err(errno),
+                        }
                     }
+                    failed?;
                 }
                 Err(errno) => return Err(errno),
             }

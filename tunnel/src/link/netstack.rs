@@ -33,7 +33,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
-    Arrived, Failure, Instant, Link, LinkId, LinkPort, Protocol, Unsent, Ways, write_udp,
+    Arrived, Failure, Instant, Link, LinkId, LinkPort, Protocol, Unsent, Ways, fragment_udp,
+    write_udp,
 };
 use hashbrown::HashMap;
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -133,10 +134,9 @@ impl Netstack {
         }
     }
 
-    /// Opens a connection of this shard's own, as [`Handle::connect`](crate::driver::Handle::connect)
-    /// does for others.
-    pub(crate) fn connect(&self, link: LinkId, far: SocketAddr) -> Result<Stream, Failure> {
-        self.board.connect(link, far)
+    /// Where connections and UDP sockets are opened.
+    pub(crate) fn board(&self) -> &Arc<Board> {
+        &self.board
     }
 
     /// Keeps what came for one of its ports until the next turn.
@@ -278,6 +278,9 @@ impl Netstack {
             let mut state = line.state();
             state.place = Some(at);
             state.near = is_datagrams.then_some(near);
+            if is_datagrams {
+                state.wake();
+            }
         }
         entry.insert(Socket { line, port, near, kind, due: None });
         self.ports.insert(port, at);
@@ -517,7 +520,7 @@ impl Tcp {
     }
 }
 
-/// Sends a datagram, unless it is too long for the tunnel.
+/// Sends a datagram, in pieces where it is too long for the tunnel.
 fn send(
     link: LinkId,
     (near, far): (SocketAddr, SocketAddr),
@@ -526,10 +529,18 @@ fn send(
     below: &mut impl Below,
 ) -> Result<(), Unsent> {
     let mtu = usable(below.ways(), link).ok_or(Unsent::Failed(Failure::NetUnreachable))?.mtu;
-    if write_udp(packet, near, far, datagram) && packet.len() <= usize::from(mtu) {
-        below.send(link, packet)?;
+    if !write_udp(packet, near, far, datagram) {
+        return Ok(());
     }
-    Ok(())
+    if packet.len() <= usize::from(mtu) {
+        return below.send(link, packet);
+    }
+    let (ident, mut sent) = (random().unwrap_or(0) as u32, Ok(()));
+    fragment_udp(near, far, datagram, (mtu, ident), |piece| {
+        sent = below.send(link, piece);
+        sent.is_ok()
+    });
+    sent
 }
 
 /// A tunnel that may be used.

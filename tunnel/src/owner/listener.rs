@@ -9,16 +9,23 @@
 //! Another process of the same user or of the same program is none of the family: a second
 //! `ssh` carries somebody else's flows. Nor is a service manager that holds the socket for a
 //! service, which all services descend from. Where nobody else has the socket open, or the open
-//! files of whoever has can't be looked at, no socket is known to be of the family. Nor is one
-//! that is on its way from one process to another: its flow goes round once more.
+//! files of whoever has can't be looked at, no socket is known to be of the family.
+//!
+//! Some servers hand a socket that is still connecting to another of their processes. On its way
+//! nobody has it open; the Unix socket that it waits in says that something does (`scm_fds` of
+//! proc_pid_fdinfo(5), since Linux 5.6), and then it is looked again a moment later. One that is
+//! missed all the same counts as somebody else's: its flow goes round once more.
 //!
 //! A socket of a user that none of the family is costs one question about the listener, of
-//! about 1 µs. Any other costs a look at the family's open files, about 1 µs each. Where the
+//! about 1 µs. Any other costs a look at the family's open files, about 1 µs each, and at its Unix
+//! sockets, some 4 µs each; while one is handed on at most twice [`HANDING`] more. Where the
 //! listener is another one than before all processes are looked at, which takes some ten
 //! milliseconds, and at most five times a second.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::OwnerAnswer;
@@ -44,6 +51,8 @@ struct Process {
     started: u64,
     /// Real, effective, saved, of the file system.
     users: [u32; 4],
+    /// The numbers of its Unix sockets among its first open files.
+    channels: Box<[OsString]>,
 }
 
 /// What is known of a socket.
@@ -72,11 +81,27 @@ impl Family {
                 return Kinship::Other;
             }
         }
-        if self.has_open(socket.inode) || self.add_children() && self.has_open(socket.inode) {
-            Kinship::Own
-        } else {
-            Kinship::Other
+        for _ in 0..2 {
+            let began = Instant::now();
+            while self.hands_on() && began.elapsed() < HANDING {
+                thread::sleep(MOMENT);
+            }
+            if self.has_open(socket.inode) || self.add_children() && self.has_open(socket.inode) {
+                return Kinship::Own;
+            }
+            // It may have been sent off before its receiver was looked at.
+            if !self.hands_on() {
+                break;
+            }
         }
+        Kinship::Other
+    }
+
+    /// Whether a descriptor is on its way to one of the family.
+    fn hands_on(&self) -> bool {
+        let mut channels =
+            self.processes.iter().flat_map(|it| it.channels.iter().map(|file| (it.id, file)));
+        channels.any(|(id, file)| waiting(id, file).is_some_and(|count| count > 0))
     }
 
     /// Looks among all processes for those that have the listener open.
@@ -148,8 +173,22 @@ impl Process {
     fn look(id: u32) -> Option<Self> {
         let started = started(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)?;
         let users = users(&fs::read_to_string(format!("/proc/{id}/status")).ok()?)?;
-        Some(Self { id, started, users })
+        let open = fs::read_dir(format!("/proc/{id}/fd")).into_iter().flatten().flatten();
+        let files = open.take(CHANNELS).map(|file| file.file_name());
+        let channels = files.filter(|file| waiting(id, file).is_some()).collect();
+        Some(Self { id, started, users, channels })
     }
+}
+
+/// How many descriptors wait to be received at a Unix socket; `None`: it is none.
+fn waiting(id: u32, file: &OsStr) -> Option<u32> {
+    let path = Path::new("/proc").join(id.to_string()).join("fdinfo").join(file);
+    scm_fds(&fs::read_to_string(path).ok()?)
+}
+
+/// proc_pid_fdinfo(5)
+fn scm_fds(text: &str) -> Option<u32> {
+    text.lines().find_map(|line| line.strip_prefix("scm_fds:"))?.trim().parse().ok()
 }
 
 /// proc_pid_stat(5): the 22nd field. The second, a name in parentheses, may hold anything.
@@ -207,6 +246,13 @@ fn is_manager(id: u32) -> bool {
 
 /// Between two looks at all processes, or at who has been started for somebody of another user.
 const PAUSE: Duration = Duration::from_millis(200);
+/// A socket that is handed on is there within that, unless nobody takes it.
+const HANDING: Duration = Duration::from_millis(3);
+/// ... and is looked for that often.
+const MOMENT: Duration = Duration::from_micros(200);
+/// Open files of a process among which its Unix sockets are looked for: servers have those to
+/// each other from their start.
+const CHANNELS: usize = 64;
 /// Processes of one family; servers that fork for each client have fewer.
 const FAMILY: usize = 4096;
 /// Open files of a process that are looked at, so that one look takes no more than some 20 ms.
@@ -215,8 +261,15 @@ const FILES: usize = 16_384;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    };
+    use std::io::{IoSlice, IoSliceMut};
+    use std::mem::MaybeUninit;
     use std::net::{TcpListener, UdpSocket};
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+    use std::os::unix::net::UnixStream;
     use std::process::{Command, Stdio};
 
     fn answer(socket: &impl AsRawFd) -> OwnerAnswer {
@@ -241,7 +294,7 @@ mod tests {
         // A child alone has it open: its standard input.
         let inherited = UdpSocket::bind("127.0.0.1:0").unwrap();
         let its = answer(&inherited);
-        let input = Stdio::from(std::os::fd::OwnedFd::from(inherited));
+        let input = Stdio::from(OwnedFd::from(inherited));
         let mut child = Command::new("sleep").arg("60").stdin(input).spawn().unwrap();
         assert_eq!(family.kinship(&listener, &its), Kinship::Own);
         child.kill().unwrap();
@@ -254,12 +307,60 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_that_is_handed_on_is_of_the_family() {
+        let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = answer(&listening);
+        let (sender, receiver) = UnixStream::pair().unwrap();
+        let hand_on = |socket: UdpSocket| {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let files = [socket.as_fd()];
+            assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+            let (byte, flags) = ([IoSlice::new(b"x")], SendFlags::empty());
+            sendmsg(&sender, &byte, &mut control, flags).unwrap();
+        };
+        let take = || -> OwnedFd {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let (mut byte, flags) = ([0], RecvFlags::CMSG_CLOEXEC);
+            recvmsg(&receiver, &mut [IoSliceMut::new(&mut byte)], &mut control, flags).unwrap();
+            let first = control.drain().next();
+            let Some(RecvAncillaryMessage::ScmRights(mut files)) = first else {
+                panic!("a descriptor")
+            };
+            files.next().unwrap()
+        };
+        let mut family = Family::default();
+        // Before it the family is found, and its channels with it.
+        assert_eq!(family.kinship(&listener, &answer(&listening)), Kinship::Own);
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let its = answer(&socket);
+        hand_on(socket);
+        let began = Instant::now();
+        assert_eq!(family.kinship(&listener, &its), Kinship::Other, "nobody takes it");
+        assert!(began.elapsed() >= HANDING, "it was waited for");
+        thread::scope(|scope| {
+            let taken = scope.spawn(|| {
+                thread::sleep(HANDING / 3);
+                take()
+            });
+            // A machine under load may take longer than it is waited for.
+            let found = (0..20).any(|_| family.kinship(&listener, &its) == Kinship::Own);
+            assert!(found, "it has come");
+            drop(taken.join().unwrap());
+        });
+        assert_eq!(family.kinship(&listener, &its), Kinship::Other, "it is closed");
+    }
+
+    #[test]
     fn what_proc_says() {
         let stat = "7 (a) b) c) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 1 2 3";
         assert_eq!(started(stat), Some(987_654));
         assert_eq!((started(""), started("7 (a) S 1")), (None, None));
         assert_eq!(users("Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5"), Some([1, 2, 3, 4]));
         assert_eq!((users("Uid:\t1\t2"), users("")), (None, None));
+        assert_eq!(scm_fds("pos:\t0\nino:\t9\nscm_fds:\t2\n"), Some(2));
+        assert_eq!((scm_fds("pos:\t0\n"), scm_fds("scm_fds:\t-")), (None, None));
         assert!(is_manager(1) && !is_manager(std::process::id()));
         assert!(!newest().is_empty());
     }

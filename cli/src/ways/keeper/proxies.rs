@@ -33,7 +33,7 @@ impl Keeper {
                 proxy.follow_path(&mut beneath, now);
                 proxy
             });
-            proxies.insert(way, proxy);
+            proxies.insert(way, proxy.routed(wanted.routed.contains(&way)));
         }
         proxies
     }

@@ -49,7 +49,11 @@ fn who(reports: &[Report]) -> Vec<(Protocol, IpAddr)> {
 
 /// A connection, a UDP session and an echo sequence to each of two hosts, all open.
 fn six_flows() -> Bench {
-    let mut bench = Bench::new(config());
+    six_flows_under("default allow")
+}
+
+fn six_flows_under(text: &str) -> Bench {
+    let mut bench = Bench::with(config(), policy(text));
     for to in [A, B] {
         bench.open_to(2000, to);
         bench.packet(&aimed(udp(false, b"x"), 3000, to));
@@ -87,6 +91,65 @@ fn exactly_those_whose_verdict_changed_are_cut() {
         assert_eq!(live.len() + cut.len(), 6, "{name}");
         assert!(live.iter().all(|r| r.generation == 2 && r.verdict == Some(Verdict::Allow)));
     }
+}
+
+#[test]
+fn what_a_protected_rule_allowed_stays() {
+    let told = |bench: &Bench| -> Vec<_> {
+        let of = |r: Report| (r.verdict, r.rule.unwrap_or_default(), r.generation);
+        let mut told: Vec<_> = bench.list().into_iter().map(of).collect();
+        told.dedup();
+        told
+    };
+    let by = |rule: &str, generation| vec![(Some(Verdict::Allow), rule.to_owned(), generation)];
+    let mut bench = six_flows_under("allow to 203.0.113.9 protected id call");
+    for text in ["default block", "drop id no"] {
+        let (walk, mut compared) = (&mut Walk::default(), Vec::new());
+        let would = |flow: Report, _, _| compared.push(flow.destination.ip());
+        bench.engine.compare(&policy(text), None, None, walk, bench.now, would);
+        compared.dedup();
+        let cut = bench.reload(text);
+        assert_eq!(compared, if cut.is_empty() { vec![] } else { vec![IpAddr::from(B)] }, "{text}");
+        assert!(cut.iter().all(|report| report.destination.ip() == IpAddr::from(B)), "{text}");
+        assert_eq!(bench.list().len(), 3, "{text}");
+        assert_eq!(told(&bench), by("call", 1), "of the rule that allowed it");
+    }
+    // It still is what it was.
+    let opened = bench.engine.flows_opened();
+    assert_eq!(bench.packet(&aimed(udp(false, b"x"), 3000, A)), Outcome::ToEgress);
+    assert_eq!(bench.packet(&aimed(echo(false, 0, 2), 4000, A)), Outcome::ToEgress);
+    assert_eq!(bench.engine.flows_opened(), opened);
+    // Another rule allows it, which need not protect it again.
+    assert!(bench.reload("allow id other\ndefault block").is_empty());
+    assert_eq!(told(&bench), by("other", 4));
+    assert!(bench.reload("default block").is_empty());
+    assert_eq!(told(&bench), by("other", 4));
+    // An order ends it, and what comes then is a new flow.
+    let (walk, now) = (&mut Walk::default(), bench.now);
+    let number = bench.list()[0].number;
+    let id = bench.engine.seek(number, walk).expect("the first");
+    bench.engine.kill(id, now, &mut bench.wire);
+    bench.run();
+    assert_eq!(bench.list().len(), 2);
+}
+
+#[test]
+fn a_reload_may_protect_what_is_there() {
+    let mut bench = six_flows();
+    assert!(bench.reload("allow to 203.0.113.9 protected").is_empty());
+    assert_eq!(who(&bench.reload("default block")).len(), 3);
+    assert!(bench.list().iter().all(|flow| flow.destination.ip() == IpAddr::from(A)));
+    // What waits for the far side has its verdict too.
+    let mut bench = Bench::with(config(), policy("allow protected id call"));
+    bench.packet(&tcp(false, SYN, 1000, 0, b""));
+    let id = bench.connect_asked();
+    assert!(bench.reload("default block").is_empty());
+    bench.input(Input::Connected(id, 1, rings(1)));
+    assert_eq!(bench.take_app().len(), 1, "a SYN-ACK");
+    assert_eq!((bench.list()[0].stage, bench.list()[0].generation), (Stage::Open, 1));
+    // A new one is the new policy's.
+    bench.packet(&aimed(tcp(false, SYN, 1000, 0, b""), 2001, A));
+    assert_eq!(bench.reasons().last(), Some(&(Stage::Closed, Some(Reason::Policy))));
 }
 
 #[test]

@@ -45,6 +45,7 @@ impl Compiler<'_> {
         let first_clause = position(lowered.clauses.len());
         let mut id: Option<&str> = None;
         let mut row = Row::new(rule);
+        let mut protected = false;
         // Lists over two dimensions that are not negated: a row for each.
         let mut either = Either::new();
         for clause in clauses {
@@ -57,6 +58,10 @@ impl Compiler<'_> {
                 Clause::Protocol(protocol) => {
                     row.protocol = Some(*protocol);
                     Test::Protocol(*protocol)
+                }
+                Clause::Protected => {
+                    protected = true;
+                    Test::Always
                 }
                 Clause::To(list) if list.items.iter().any(|i| i.value == AddressItem::Any) => {
                     // The destination is always known. What else stands in the list is
@@ -79,8 +84,7 @@ impl Compiler<'_> {
                 | Clause::Resolver(_)
                 | Clause::User(_)
                 | Clause::App(_)
-                | Clause::Cgroup(_)
-                | Clause::Protected => match self.list(source, clause, lowered) {
+                | Clause::Cgroup(_) => match self.list(source, clause, lowered) {
                     Some(term) => {
                         row.add(term);
                         Test::Lists { dimensions: term.dimension.mask(), not: term.not }
@@ -110,6 +114,7 @@ impl Compiler<'_> {
         }
         lowered.rules.push(RuleEntry {
             verdict,
+            protected,
             name: name..lowered.names.len(),
             site: Site { source, span: line.span },
             line: line.number,
@@ -153,11 +158,11 @@ impl Compiler<'_> {
                 self.not_yet(site, "`app`", "`user` and `cgroup` tell programs apart");
                 return None;
             }
-            Clause::Protected => {
-                self.not_yet(site, "`protected`", "without it the rule allows the same");
-                return None;
-            }
-            Clause::Protocol(_) | Clause::To(_) | Clause::Egress(_) | Clause::Id(_) => return None,
+            Clause::Protocol(_)
+            | Clause::To(_)
+            | Clause::Egress(_)
+            | Clause::Protected
+            | Clause::Id(_) => return None,
         };
         Some(Term { dimension, not, unit: lowered.unit(dimension, key, &self.sets) })
     }

@@ -32,7 +32,7 @@ fn each_word_is_honoured_or_refused() {
         ("user", "allow user alice 1001", HONOURED),
         ("app", "allow app /usr/bin/curl", LATER),
         ("cgroup", "allow cgroup /user.slice", HONOURED),
-        ("protected", "allow udp protected", LATER),
+        ("protected", "allow udp protected", HONOURED),
         ("id", "allow id web", HONOURED),
         ("not", "allow to not 10.0.0.1", HONOURED),
         ("any", "allow to any", HONOURED),
@@ -68,7 +68,6 @@ fn each_word_is_honoured_or_refused() {
 fn refused_in_this_version_at_its_place() {
     for (text, column) in [
         ("allow tcp app /usr/bin/curl", 11),
-        ("allow udp protected", 11),
         ("ask tcp within 2s else drop", 1),
         ("expect block tcp any to 10.0.0.1 app /usr/bin/curl", 38),
     ] {

@@ -217,6 +217,7 @@ fn what_the_app_sees_of_a_fault() {
     for (fault, failure) in [
         (Fault::Unreachable(Failure::Refused), Failure::NetUnreachable),
         (Fault::Silent, Failure::NetUnreachable),
+        (Fault::Mute, Failure::NetUnreachable),
         (Fault::Left, Failure::NetUnreachable),
         (Fault::Ended, Failure::NetUnreachable),
         (Fault::Garbled, Failure::NetUnreachable),
@@ -266,6 +267,34 @@ fn the_first_fault_that_speaks_against_a_proxy_is_told() {
 }
 
 #[test]
+fn who_answers_nothing_is_doubted_until_it_is_found_out() {
+    let (proxy, told) = watched(Speaks::Http);
+    let talk = || Talk::new(&proxy, target(V4, None));
+    let told = || told.try_iter().collect::<Vec<_>>();
+    let slow = talk();
+    talk().note(Ok(()));
+    slow.doubt();
+    assert_eq!(told(), [], "it has worked for another meanwhile");
+    let (one, other) = (talk(), talk());
+    one.doubt();
+    other.doubt();
+    assert_eq!(told(), [Fault::Mute], "once");
+    assert!(!proxy.standing.is_down(), "it may be the far side");
+    proxy.standing.trusted();
+    other.doubt();
+    assert_eq!(told(), [], "it has answered since");
+    talk().doubt();
+    assert_eq!(told(), [Fault::Mute]);
+    // What is known counts more.
+    talk().note(Err(Refusal::Proxy(Fault::Left)));
+    assert_eq!(told(), [Fault::Left]);
+    assert!(proxy.standing.is_down());
+    proxy.standing.recovered();
+    talk().doubt();
+    assert_eq!(told(), [Fault::Mute], "the doubt of before is settled");
+}
+
+#[test]
 fn an_end_is_a_proxys_fault_until_it_knows_the_destination() {
     let mut talk = Talk::new(&proxy(Speaks::Socks5, None), target(V4, None));
     drained(&mut talk);
@@ -307,6 +336,18 @@ fn a_probe_asks_for_no_destination() {
     ] {
         assert_eq!(talk.receive(answer.as_bytes()), seen, "{answer}");
     }
+    // One that answers nothing has to answer, whatever it speaks.
+    assert!(talk.wants_answer());
+    let mut talk = Talk::probe(&proxy(Speaks::Socks5, None), Fault::Mute);
+    assert_eq!(drained(&mut talk), b"\x05\x01\x00");
+    assert_eq!(talk.receive(b"\x05\x00"), Ok(Taken { bytes: 2, connected: false }));
+    assert_eq!(drained(&mut talk), b"\x05\x01\x00\x03\x0dprobe.invalid\x01\xbb");
+    assert!(talk.has_asked() && !talk.is_content() && talk.wants_answer());
+    let refused = b"\x05\x04\x00\x01\0\0\0\0\0\0";
+    assert_eq!(talk.receive(refused), Err(Refusal::Far(Failure::HostUnreachable)));
+    let talk = Talk::probe(&proxy(Speaks::Http, None), Fault::Mute);
+    assert!(talk.to_send().starts_with(b"CONNECT probe.invalid:443") && !talk.is_content());
+    assert!(!Talk::probe(&proxy(Speaks::Http, None), Fault::Silent).wants_answer());
 }
 
 #[test]

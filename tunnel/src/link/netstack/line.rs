@@ -414,8 +414,8 @@ impl Drop for Stream {
 }
 
 impl Datagrams {
-    /// Sends one; `Ok(false)`: there is no room for it now. One that is too long for the tunnel is
-    /// lost on the way.
+    /// Sends one; `Ok(false)`: there is no room for it now. One that is too long for the tunnel
+    /// goes in pieces.
     ///
     /// # Errors
     /// What is known of the far side, or of the way to it.

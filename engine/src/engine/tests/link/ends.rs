@@ -224,3 +224,64 @@ fn flows_of_a_link_that_is_gone_end() {
     assert_eq!((bench.last_reason(), bench.ports()), (Some(Reason::PathChanged), 0));
     assert!(bench.wire.to_link.is_empty());
 }
+
+#[test]
+fn a_protected_flow_ends_with_its_tunnel_alone() {
+    let other = IpAddr::from([10, 9, 1, 3]);
+    let moved = Leads::Link(Link { addresses: [other.into()].into(), ..link(1) });
+    let of = |leads: Option<Leads>| {
+        let mut ways = Ways::default();
+        if let Some(leads) = leads {
+            ways.set(way(1), WayOut { usable: true, leads });
+        }
+        ways
+    };
+    let links = [
+        ("as it was", Some(Leads::Link(link(1))), true),
+        ("another address", Some(moved), true),
+        ("gone", None, false),
+    ];
+    for (name, leads, stays) in links {
+        for text in ["route via wg0", "route via wg1", "default block", "drop tcp"] {
+            let mut bench = linked("route via wg0\nallow protected id call");
+            open_linked(&mut bench, false);
+            let after = of(leads.clone());
+            let (policy, walk, mut would) = (routed(text), &mut Walk::default(), 0);
+            bench.engine.compare(&policy, None, Some(&after), walk, bench.now, |_, _, _| {
+                would += 1;
+            });
+            assert_eq!(would, i32::from(!stays), "{name}: {text}");
+            bench.engine.reload(Arc::new(policy), 2);
+            bench.engine.set_ways(Arc::new(after));
+            let (now, wire, mut cut) = (bench.now, &mut bench.wire, Vec::new());
+            bench.engine.rejudge(&mut Walk::default(), &mut cut, now, wire);
+            bench.engine.leave_links(&mut Walk::default(), now, wire);
+            bench.run();
+            assert_eq!(cut.len(), usize::from(!stays), "{name}: {text}");
+            assert_eq!(bench.engine.live(), usize::from(stays), "{name}: {text}");
+            if !stays {
+                assert_eq!(bench.last_reason(), Some(Reason::PathChanged), "{text}");
+                continue;
+            }
+            assert_eq!(bench.packet(&tcp(false, ACK, 1001, 5001, b"x")), Outcome::ToLink);
+            let sent = bench.only_sent();
+            assert_eq!(sent[12..16], [10, 9, 1, 2], "{name}: with the address that it has");
+            bench.arrives(tcp_reply(false, ACK, 5001, 1002, b"y")).expect("for the app");
+        }
+    }
+    // And one over a proxy not even with that: its connection is there.
+    let mut bench = linked("route via office\nallow protected id call");
+    bench.packet(&tcp(false, SYN, 1000, 0, b""));
+    let asked = bench.outputs.iter().find_map(|output| match output {
+        Output::ConnectVia(id, ..) => Some(*id),
+        _ => None,
+    });
+    bench.input(Input::Connected(asked.expect("the proxy is asked"), 7, rings(1)));
+    bench.engine.reload(Arc::new(routed("default block")), 2);
+    bench.engine.set_ways(Arc::default());
+    let (now, wire, mut cut) = (bench.now, &mut bench.wire, Vec::new());
+    bench.engine.rejudge(&mut Walk::default(), &mut cut, now, wire);
+    assert_eq!((cut.len(), bench.engine.live()), (0, 1));
+    let listed = &bench.list()[0];
+    assert_eq!((listed.rule.as_deref(), listed.generation), (Some("call"), 1));
+}

@@ -3,7 +3,7 @@
 use super::*;
 use crate::packet::Head;
 use crate::packet::rewrite::Headers;
-use crate::{Protocol, write_udp};
+use crate::{Protocol, fragment_udp, write_udp};
 
 fn own(v6: bool, protocol: Protocol, port: u16) -> LinkPort {
     LinkPort { link: wg(1), protocol, port, far: server(v6) }
@@ -97,6 +97,32 @@ fn a_run_is_taken_apart_and_pieces_are_put_together() {
             bench.arrives(piece);
         }
         assert_eq!(bench.came(), [(port, Arrived::Datagram(payload))]);
+    }
+}
+
+#[test]
+fn a_datagram_of_ours_in_pieces_is_whole_again() {
+    for v6 in [false, true] {
+        let port = own(v6, Protocol::Udp, 7000);
+        let mut bench = reserved(&[port]);
+        let payload: Vec<u8> = (0..4000_u32).map(|n| n as u8).collect();
+        let (from, to) = (server(v6), SocketAddr::new(our(v6), 7000));
+        let mut pieces = Vec::new();
+        fragment_udp(from, to, &payload, (1420, 7), |piece| {
+            pieces.push(piece.to_vec());
+            true
+        });
+        assert!(pieces.len() == 3 && pieces.iter().all(|piece| piece.len() <= 1420));
+        for piece in pieces {
+            bench.arrives(piece);
+        }
+        assert_eq!(bench.came(), [(port, Arrived::Datagram(payload))]);
+        let mut count = 0;
+        fragment_udp(from, to, &[0; 4000], (1420, 7), |_| {
+            count += 1;
+            false
+        });
+        assert_eq!(count, 1, "nobody takes more");
     }
 }
 
