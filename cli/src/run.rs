@@ -27,7 +27,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
@@ -35,7 +35,7 @@ use anyhow::Context;
 use clap::Args;
 use dns::discover;
 use engine::policy::Policy;
-use engine::{DeviceName, Own, Services};
+use engine::{DeviceName, Own, Report, Services};
 use ipnet::IpNet;
 use rustix::process::geteuid;
 use sd_notify::NotifyState;
@@ -195,7 +195,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<u8> {
     totals?;
     match missing {
         None => Ok(code::DONE),
-        Some(part) => Err(Refusal::new(code::FAILED, format!("{part} has ended")).into()),
+        Some(part) => Err(Refusal::new(code::FAILED, part).into()),
     }
 }
 
@@ -233,7 +233,7 @@ async fn until_told(
                 tokio::spawn(reload(Arc::clone(daemon)));
             }
             Some(part) = ended.recv() => {
-                error!(code = part.code(), "{part} has ended, and so does the daemon");
+                error!(code = part.code(), "{part}, and the daemon ends");
                 return Some(part);
             }
         }
@@ -327,10 +327,7 @@ impl Shards {
         let farewell = Farewell::new(Part::Events, farewells);
         thread::Builder::new()
             .name("events".to_owned())
-            .spawn(move || {
-                daemon::publish(&receiver, &clocks, &events);
-                farewell.done();
-            })
+            .spawn(move || tell(&receiver, &clocks, &events, farewell))
             .context("cannot start a thread")?;
         Ok(shards)
     }
@@ -355,6 +352,17 @@ impl Shards {
         }
         Ok(())
     }
+}
+
+/// Tells whoever watches what flows do, until the last shard has ended.
+fn tell(
+    reports: &Receiver<(usize, Report)>,
+    clocks: &[Clock],
+    events: &Events,
+    farewell: Farewell,
+) {
+    daemon::publish(reports, clocks, events);
+    farewell.done();
 }
 
 /// All queues are attached before the device is up: a queue that came later would take over
@@ -398,6 +406,7 @@ fn plan(config: &Config) -> anyhow::Result<host::Plan> {
         forward: config.device.forward,
         local: config.guard.local.clone(),
         tracks: true,
+        untold: host::Plan::UNTOLD,
     })
 }
 
@@ -419,5 +428,40 @@ pub(crate) fn refuse(error: HostError) -> anyhow::Error {
     match error.help() {
         Some(help) => refusal.help(help).into(),
         None => refusal.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::standin::flow;
+
+    /// It ends with the last shard; ended by a fault it is missed.
+    #[test]
+    fn the_end_of_who_tells_events_is_told() {
+        let now = SystemTime::now();
+        // Beyond its first second there is no time.
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(i64::MAX.unsigned_abs());
+        for (name, epoch, expected) in
+            [("no shard left", now, None), ("a fault", last, Some(Part::Events))]
+        {
+            let (told, mut ended) = unbounded_channel();
+            let events = Arc::<Events>::default();
+            let mut watch = events.watch();
+            let (sender, reports) = sync_channel(8);
+            let farewell = Farewell::new(Part::Events, &told);
+            let (clocks, of_thread) = ([Clock { epoch }], Arc::clone(&events));
+            let thread = thread::spawn(move || tell(&reports, &clocks, &of_thread, farewell));
+            sender.send((0, flow(7, 443))).unwrap();
+            if expected.is_none() {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                let line = runtime.block_on(watch.next()).unwrap();
+                assert!(line.contains("\"0-7\""), "{line}");
+                assert!(ended.try_recv().is_err(), "{name}: it goes on");
+                drop(sender);
+            }
+            assert_eq!(thread.join().is_err(), expected.is_some(), "{name}");
+            assert_eq!(ended.try_recv().ok(), expected, "{name}");
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 
 use anyhow::Context;
 use engine::policy::Policy;
-use engine::{Engine, Instant, Own, Report, Services, Share};
+use engine::{DeviceName, Engine, Instant, Own, Report, Services, Share};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tunnel::device::{Device, Tun};
 use tunnel::driver::{Driver, Parts, request};
@@ -60,10 +60,17 @@ impl Blueprint<'_> {
             share: Share::new(number, self.shards).context("there is no such shard")?,
             seed: random_seed()?,
         };
+        let mut routes = Routes::open().context("cannot look up routes")?;
+        // In a sandbox the device is another namespace's.
+        if let (Own::Addresses { .. }, Some(own)) =
+            (&self.own, DeviceName::new(&self.config.device.name))
+        {
+            routes = routes.beside(own);
+        }
         let driver = Driver::new(Parts {
             engine: Engine::new(config, Arc::clone(&self.policy), Instant::ZERO),
             device,
-            routes: Routes::open().context("cannot look up routes")?,
+            routes,
             owners,
             rings: Pool::new(memory),
             mark: self.mark,

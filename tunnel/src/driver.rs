@@ -771,9 +771,10 @@ type Asked = (FlowId, IpAddr, Result<RouteAnswer, LookupError>);
 
 fn unresolved(error: LookupError) -> Unresolved {
     match error {
-        LookupError::NoRoute(_) | LookupError::NeedsDevice | LookupError::NoSource => {
-            Unresolved::NoRoute(error.failure())
-        }
+        LookupError::NoRoute(_)
+        | LookupError::NeedsDevice
+        | LookupError::NoSource
+        | LookupError::OwnDevice => Unresolved::NoRoute(error.failure()),
         LookupError::DeviceGone
         | LookupError::Silent
         | LookupError::Socket(_)

@@ -39,6 +39,7 @@ use crate::rtnetlink::Rtnetlink;
 
 mod accepted;
 pub mod addresses;
+mod astray;
 mod change;
 mod child;
 mod error;
@@ -59,9 +60,10 @@ mod tests;
 pub mod tracking;
 mod watch;
 
+pub use astray::Astray;
 pub use change::{Change, Device, Family, Rule, Takes, Then, Via, changes};
 pub use error::{HostError, Refusal, Unrestored};
-pub use follow::Followed;
+pub use follow::{Followed, Lost};
 pub use nft::{Complaint, NftError, is_pattern};
 pub use plan::{Capture, Mark, Plan};
 pub use resolvconf::ResolvconfError;
@@ -85,6 +87,10 @@ pub struct Host {
     tries: Tries,
     /// The nftables table as it was made.
     table: Option<nft::Standing>,
+    /// Whether something was taken out of that table's sets, and not put back yet.
+    emptied: bool,
+    /// Routes of others that were told of.
+    astray: Vec<Astray>,
     /// Held to the end: the last field is dropped last.
     lock: File,
 }
@@ -106,6 +112,8 @@ impl Host {
             cannot_rewrite: false,
             tries: Tries::default(),
             table: None,
+            emptied: false,
+            astray: Vec::new(),
             lock,
         };
         Ok((host, undone))
@@ -238,7 +246,8 @@ impl Host {
     /// Makes a change that is written down.
     fn make(&mut self, change: &Change) -> Result<(), Refusal> {
         do_it(change, &self.lock)?;
-        if matches!(change, Change::NftTable { .. }) {
+        if matches!(change, Change::NftTable { .. } | Change::Accepted) {
+            self.emptied = false;
             // Where it can't be told it is made once more.
             self.table = nft::Standing::look().ok().flatten();
         }

@@ -15,6 +15,9 @@
 //!
 //! The device's name is asked for with every lookup: an index outlives a rename, and the
 //! ioctl costs less than a cache that could be stale.
+//!
+//! A route that somebody has led into the TUN itself is none: a flow that left by it would
+//! come out of it as another flow, and so on.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -103,6 +106,9 @@ pub enum LookupError {
     /// The device the route leads to has no address of this IP version (yet).
     #[error("the route's device has no address to send from")]
     NoSource,
+    /// The route leads into the TUN that the flow came out of.
+    #[error("the route leads into the TUN itself")]
+    OwnDevice,
     /// The device went away between the lookup and the question for its name.
     #[error("the route's device is gone")]
     DeviceGone,
@@ -124,7 +130,9 @@ impl LookupError {
             // Where a `throw` route leads when no rule follows.
             Self::NoRoute(Errno::AGAIN) => Failure::NetUnreachable,
             Self::NoRoute(errno) => failure(*errno, 0),
-            Self::NeedsDevice | Self::NoSource | Self::DeviceGone => Failure::NetUnreachable,
+            Self::NeedsDevice | Self::NoSource | Self::OwnDevice | Self::DeviceGone => {
+                Failure::NetUnreachable
+            }
             Self::Silent | Self::Socket(_) | Self::Garbled => Failure::Exhausted,
         }
     }
@@ -147,6 +155,8 @@ pub struct Routes {
     requests: Requests,
     /// Kept for its allocation.
     message: RouteMessage,
+    /// No flow leaves by it.
+    own: Option<DeviceName>,
 }
 
 impl Routes {
@@ -162,7 +172,15 @@ impl Routes {
         Ok(Self {
             requests: Requests::new(socket).map_err(LookupError::Socket)?,
             message: RouteMessage::default(),
+            own: None,
         })
+    }
+
+    /// The same, but for routes into `own`, the TUN whose packets these routes are for: who left by
+    /// it would come out of it again.
+    #[must_use]
+    pub fn beside(self, own: DeviceName) -> Self {
+        Self { own: Some(own), ..self }
     }
 
     /// Asks for one route. Blocks for about 1.5 µs.
@@ -176,13 +194,18 @@ impl Routes {
         let answer = self.requests.ask(GET_ROUTE, &self.message, NEW_ROUTE)?;
         let route = Route::parse(answer).ok_or(LookupError::Garbled)?;
         let kind = route.kind(query.destination)?;
+        let device = self.name(route.device)?;
+        // Its own address is this host's like any other.
+        if Some(device) == self.own && kind != RouteKind::Local {
+            return Err(LookupError::OwnDevice);
+        }
         let address = route
             .source
             .or(query.source)
             .filter(|source| !source.is_unspecified())
             .ok_or(LookupError::NoSource)?;
         Ok(RouteAnswer {
-            egress: Egress { address, device: self.name(route.device)? },
+            egress: Egress { address, device },
             device_index: route.device,
             gateway: route.gateway,
             kind,
@@ -435,6 +458,7 @@ mod tests {
         ip rule add fwmark 7 lookup 7
         ip rule add uidrange 0-0 ipproto udp dport 53 to 198.19.0.0/16 lookup 8
         ip route add 198.19.0.0/16 via 192.0.2.1 table 8
+        ip route add 224.0.0.0/4 dev up0
     ";
 
     #[test]
@@ -444,8 +468,21 @@ mod tests {
             let mut routes = Routes::open().unwrap();
             answers(&mut routes);
             refusals(&mut routes);
+            beside_a_device();
             renames(&mut routes);
         });
+    }
+
+    fn beside_a_device() {
+        let mut routes = Routes::open().unwrap().beside(DeviceName::new("up0").unwrap());
+        for into in ["192.0.2.9", "198.51.100.1", "2001:db8:1::1", "192.0.2.255", "224.0.0.7"] {
+            let refused = routes.lookup(query(into)).unwrap_err();
+            assert_eq!(refused, LookupError::OwnDevice, "{into}");
+            assert_eq!(refused.failure(), Failure::NetUnreachable);
+        }
+        for own in ["192.0.2.2", "2001:db8::2", "127.0.0.1"] {
+            assert_eq!(routes.lookup(query(own)).unwrap().kind, RouteKind::Local, "{own}");
+        }
     }
 
     fn answers(routes: &mut Routes) {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use engine::policy::{self, AssumedSource, Hypothesis, HypothesisError, NotAName, Policy, choose};
-use engine::{Egress, Leads, Link, Protocol, ResolverSet, WayId, Ways};
+use engine::{DeviceName, Egress, Leads, Link, Protocol, ResolverSet, WayId, Ways};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tunnel::driver::request::Request;
@@ -76,7 +76,9 @@ pub(crate) enum Unexplained {
 impl Daemon {
     /// What the policy in force does with a flow.
     pub(crate) async fn explain(&self, asked: Asked) -> Result<Value, Unexplained> {
-        let (in_force, mark) = (self.in_force(), self.mark);
+        let in_force = self.in_force();
+        let leaving =
+            Leaving { mark: self.mark, own: DeviceName::new(&in_force.config.device.name) };
         let destination = asked.destination.map(|address| address.to_canonical());
         let (names, resolvers) = match (&asked.name, destination) {
             (Some(name), _) => (vec![policy::name(name)?], ResolverSet::EMPTY),
@@ -113,7 +115,7 @@ impl Daemon {
         let look = move || {
             let policy = Arc::clone(&in_force.policy);
             let told =
-                if served { serve(&policy, &flow) } else { look(&policy, flow, &ways, mark) };
+                if served { serve(&policy, &flow) } else { look(&policy, flow, &ways, leaving) };
             told.map(|mut object| {
                 object["generation"] = json!(in_force.generation);
                 object
@@ -142,16 +144,24 @@ fn serve(policy: &Policy, flow: &Hypothesis) -> Result<Value, Unexplained> {
     Ok(object)
 }
 
+/// How the daemon's flows leave.
+#[derive(Debug, Clone, Copy)]
+struct Leaving {
+    mark: Option<u32>,
+    /// The TUN, by which none does.
+    own: Option<DeviceName>,
+}
+
 fn look(
     policy: &Policy,
     mut flow: Hypothesis,
     ways: &Ways,
-    mark: Option<u32>,
+    leaving: Leaving,
 ) -> Result<Value, Unexplained> {
-    let (mut via, mut found) = leave(policy, &mut flow, ways, mark);
+    let (mut via, mut found) = leave(policy, &mut flow, ways, leaving);
     if policy.names_disagree(&flow, |way| ways.is_usable(way)) {
         flow = flow.unnamed();
-        (via, found) = leave(policy, &mut flow, ways, mark);
+        (via, found) = leave(policy, &mut flow, ways, leaving);
     }
     match (policy.explain_with(&flow, |way| ways.is_usable(way)), found) {
         (Ok(told), found) => {
@@ -175,14 +185,14 @@ fn leave(
     policy: &Policy,
     flow: &mut Hypothesis,
     ways: &Ways,
-    mark: Option<u32>,
+    leaving: Leaving,
 ) -> (WayId, Option<Result<Egress, LookupError>>) {
     let (via, _) = choose(policy.supposed_route(flow).ways, |way| ways.is_usable(way));
     let leads = ways.way(via).map(|way| &way.leads);
     let found = flow.destination.and_then(|destination| match leads {
-        Some(Leads::Direct) => Some(route(flow, destination, mark)),
+        Some(Leads::Direct) => Some(route(flow, destination, leaving)),
         Some(Leads::Proxy(proxy)) => match proxy.behind {
-            None => Some(route(flow, proxy.address.ip(), mark)),
+            None => Some(route(flow, proxy.address.ip(), leaving)),
             Some(_) => Some(inside(ways.first_link(via), proxy.address.ip())),
         },
         Some(Leads::Link(link)) => Some(inside(Some(link), destination)),
@@ -200,7 +210,7 @@ fn inside(link: Option<&Link>, destination: IpAddr) -> Result<Egress, LookupErro
 }
 
 /// What the kernel would have it leave with.
-fn route(flow: &Hypothesis, destination: IpAddr, mark: Option<u32>) -> Result<Egress, LookupError> {
+fn route(flow: &Hypothesis, destination: IpAddr, leaving: Leaving) -> Result<Egress, LookupError> {
     let source = match (flow.client, flow.source) {
         // A forwarded flow leaves with an address of this host.
         (Some(_), _) | (None, AssumedSource::Any | AssumedSource::Nothing) => None,
@@ -213,7 +223,11 @@ fn route(flow: &Hypothesis, destination: IpAddr, mark: Option<u32>) -> Result<Eg
         protocol: flow.protocol,
         destination_port: flow.port.unwrap_or(0),
         uid: flow.uid,
-        mark,
+        mark: leaving.mark,
     };
-    Routes::open()?.lookup(query).map(|answer| answer.egress)
+    let mut routes = Routes::open()?;
+    if let Some(own) = leaving.own {
+        routes = routes.beside(own);
+    }
+    routes.lookup(query).map(|answer| answer.egress)
 }

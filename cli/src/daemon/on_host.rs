@@ -21,6 +21,8 @@ pub(crate) enum OnHost {
     /// The second half of what was prepared last. What goes wrong with it is a warning in the log,
     /// and tried again.
     Commit { answer: oneshot::Sender<()> },
+    /// Nothing comes of what was prepared last: all is as it was.
+    GiveUp { answer: oneshot::Sender<()> },
 }
 
 /// Why the host's resolver can't be led elsewhere. Nothing has changed.
@@ -68,8 +70,17 @@ pub(super) async fn prepare(host: &UnboundedSender<OnHost>, dns: &Dns) -> Result
 
 /// The second half; returns when it is done, or takes long.
 pub(super) async fn commit(host: &UnboundedSender<OnHost>) {
+    done(host, |answer| OnHost::Commit { answer }).await;
+}
+
+/// Takes the first half back; likewise.
+pub(super) async fn give_up(host: &UnboundedSender<OnHost>) {
+    done(host, |answer| OnHost::GiveUp { answer }).await;
+}
+
+async fn done(host: &UnboundedSender<OnHost>, order: fn(oneshot::Sender<()>) -> OnHost) {
     let (answer, answered) = oneshot::channel();
-    if host.send(OnHost::Commit { answer }).is_ok() {
+    if host.send(order(answer)).is_ok() {
         // What it is about is in the log.
         let _ = timeout(PATIENCE, answered).await;
     }

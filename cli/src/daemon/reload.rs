@@ -150,9 +150,14 @@ impl Daemon {
             on_host::prepare(host, &config.dns).await?;
         }
         // Last of what can fail: the tunnels that are new are open then.
-        let prepared = match &self.ways {
-            Some(ways) => Some(ways.prepare(Wanted::of(&config, &policy)?).await?),
-            None => None,
+        let prepared = match self.prepare_ways(&config, &policy).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                if let Some(host) = on_host {
+                    on_host::give_up(host).await;
+                }
+                return Err(error.into());
+            }
         };
         let ways = prepared.as_ref().map(Prepared::ways);
         let policy = Arc::new(policy);
@@ -190,6 +195,17 @@ impl Daemon {
             Why { flow, verdict, rule, moved: moved.and_then(|way| named.name(way).cloned()) }
         });
         Ok(Reloaded { generation, dry_run: false, cut, warnings })
+    }
+
+    async fn prepare_ways(
+        &self,
+        config: &Config,
+        policy: &Policy,
+    ) -> Result<Option<Prepared>, Unopened> {
+        match &self.ways {
+            Some(ways) => ways.prepare(Wanted::of(config, policy)?).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Says what [`Daemon::reload`] would do, and changes nothing.

@@ -19,6 +19,8 @@ pub(super) enum Part {
     Events,
     /// The host's addresses, devices and settings.
     Follower,
+    /// The same, with nothing left to follow them for: the TUN isn't ours any more.
+    Device,
     /// The host's resolver.
     Takeover,
     /// The ways out.
@@ -32,6 +34,7 @@ impl Part {
     pub(super) fn code(self) -> &'static str {
         match self {
             Self::Shard(_) => "shard-ended",
+            Self::Device => "device-lost",
             Self::Names
             | Self::Events
             | Self::Follower
@@ -43,18 +46,19 @@ impl Part {
 }
 
 impl fmt::Display for Part {
+    /// What has happened.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Shard(number) => write!(f, "shard {number}"),
-            Self::Names => f.write_str("the thread that answers for names"),
-            Self::Events => f.write_str("the thread that tells what flows do"),
-            Self::Follower => f.write_str("the thread that follows the host"),
-            Self::Takeover => f.write_str("the thread that leads the host's resolver to us"),
-            Self::Ways => f.write_str("the thread that watches over the ways out"),
-            Self::Tracking => {
-                f.write_str("the thread that waits for connections that must be tracked")
-            }
-        }
+        let thread = match self {
+            Self::Shard(number) => return write!(f, "shard {number} has ended"),
+            Self::Device => return f.write_str("the TUN device is gone, or is ours no more"),
+            Self::Names => "answers for names",
+            Self::Events => "tells what flows do",
+            Self::Follower => "follows the host",
+            Self::Takeover => "leads the host's resolver to us",
+            Self::Ways => "watches over the ways out",
+            Self::Tracking => "waits for connections that must be tracked",
+        };
+        write!(f, "the thread that {thread} has ended")
     }
 }
 
@@ -68,6 +72,11 @@ impl Farewell {
     /// To be told to who holds the other end of `told`.
     pub(super) fn new(part: Part, told: &UnboundedSender<Part>) -> Self {
         Self { part, told: Some(told.clone()) }
+    }
+
+    /// The same thread, which is there for `part` by now.
+    pub(super) fn of(&mut self, part: Part) {
+        self.part = part;
     }
 
     /// The thread's work is done: nobody misses it.

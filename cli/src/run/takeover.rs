@@ -10,6 +10,7 @@
 //! ```text
 //! Prepare: is the way there? ─▶ routes to where we will answer ─▶ (the shards answer there)
 //!   ─▶ Commit: the old way put back, the new one taken ─▶ routes to where we did removed
+//!   or GiveUp: the new routes removed
 //! ```
 
 use std::net::IpAddr;
@@ -336,6 +337,10 @@ impl Keeper {
                 if let Some(next) = self.next.take() {
                     self.commit(next).await;
                 }
+                let _ = answer.send(());
+            }
+            OnHost::GiveUp { answer } => {
+                self.give_up();
                 let _ = answer.send(());
             }
         }

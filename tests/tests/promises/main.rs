@@ -41,6 +41,7 @@ mod run_network;
 mod run_proxy;
 mod run_reload;
 mod run_shards;
+mod run_socket;
 mod run_ssh;
 mod run_takeover;
 mod run_tracking;

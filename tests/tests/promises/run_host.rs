@@ -129,6 +129,15 @@ fn local_failure_is_immediate() -> Result<()> {
         let (errno, took) = errno(address)?;
         let known = [Some(libc::EHOSTUNREACH), Some(libc::ENETUNREACH)].contains(&errno);
         ensure!(known && took < quick, "dead, {address}: {errno:?} after {took:?}");
+        let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let (unsent, took) = lab.host.run(|| -> Result<(Option<i32>, Duration)> {
+            let socket = UdpSocket::bind(any)?;
+            let began = Instant::now();
+            let unsent = socket.send_to(b"x", (address, plan::CLOSED_PORT)).err();
+            Ok((unsent.context("it was sent")?.raw_os_error(), began.elapsed()))
+        })?;
+        let known = [Some(libc::EHOSTUNREACH), Some(libc::ENETUNREACH)].contains(&unsent);
+        ensure!(known && took < quick, "dead, {address}: {unsent:?} after {took:?}");
     }
     Ok(())
 }
@@ -217,14 +226,20 @@ fn an_own_connection_older_than_the_capture_is_reset_once_and_counted() -> Resul
     require_tunneld!();
     let lab = lab()?;
     let server = TcpServer::hold(&lab.server, 0)?;
-    let mut old = lab.host.run(|| TcpStream::connect((plan::GOOD4, server.port())))?;
-    old.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut old = Vec::new();
+    for address in [plan::GOOD4, plan::GOOD6] {
+        let stream = lab.host.run(|| TcpStream::connect((address, server.port())))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        old.push(stream);
+    }
     let daemon = Daemon::start(&lab.host, ALLOW, "")?;
-    old.write_all(b"x")?;
-    let error = old.read(&mut [0; 8]).err().context("a reset")?;
-    ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "{error}");
-    let status = daemon.json(&["status"])?;
-    ensure!(status[0]["older"].as_u64() == Some(1), "{status:?}");
+    for (number, stream) in old.iter_mut().enumerate() {
+        stream.write_all(b"x")?;
+        let error = stream.read(&mut [0; 8]).err().context("a reset")?;
+        ensure!(error.kind() == std::io::ErrorKind::ConnectionReset, "{error}");
+        let status = daemon.json(&["status"])?;
+        ensure!(status[0]["older"].as_u64() == Some(number as u64 + 1), "{status:?}");
+    }
     Ok(())
 }
 
@@ -236,6 +251,10 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
     lab.host.sysctl("net/ipv4/conf/default/rp_filter", "2")?;
     let before = host_state::read(&lab.host)?;
     let mut daemon = Daemon::new(&lab.host, ALLOW, "")?;
+    let began = Instant::now();
+    daemon.run()?;
+    let start = began.elapsed();
+    daemon.stop()?;
     let mut moment = 0x2545_f491_u64;
     for round in 0..20 {
         let running = daemon.program()?.limit(Duration::from_secs(60)).spawn()?;
@@ -246,7 +265,8 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
         moment ^= moment >> 7;
         moment ^= moment << 17;
         // From before its first change to well after it is ready.
-        thread::sleep(Duration::from_micros(moment % 60_000));
+        let moment = Duration::from_micros(moment % (2 * start.as_micros() as u64));
+        thread::sleep(moment);
         running.signal(rustix::process::Signal::KILL)?;
         running.wait()?;
         if round % 4 == 3 {
@@ -255,17 +275,33 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
             let late = lab.host.output("sysctl", &["-n", "net.ipv4.conf.late0.rp_filter"])?;
             ensure!(late.trim() == "2", "a device that came meanwhile has {late}");
             lab.host.ip("link del late0\n")?;
-            let after = host_state::read(&lab.host)?;
-            ensure!(before == after, "after cleanup:\n{}", difference(&before, &after));
+        } else if round % 4 == 0 {
+            let began = Instant::now();
+            daemon.run()?;
+            let took = began.elapsed();
+            ensure!(took < Duration::from_secs(1), "round {round}: a restart took {took:?}");
+            daemon.stop()?;
+        } else {
+            // Several crashes in a row.
+            continue;
         }
+        let after = host_state::read(&lab.host)?;
+        ensure!(
+            before == after,
+            "round {round}, killed after {moment:?} of {start:?}:\n{}",
+            difference(&before, &after)
+        );
     }
     daemon.run()?;
     daemon.kill()?;
     let began = Instant::now();
     daemon.run()?;
     ensure!(began.elapsed() < Duration::from_secs(1), "a restart took {:?}", began.elapsed());
+    let ours = host_state::read(&lab.host)?;
     let second = daemon.program()?.run()?;
     ensure!(second.code() == 5 && second.stderr.lines().count() <= 2, "{second:?}");
+    let still = host_state::read(&lab.host)?;
+    ensure!(ours == still, "a second daemon changed:\n{}", difference(&ours, &still));
     daemon.stop()?;
     let after = host_state::read(&lab.host)?;
     ensure!(before == after, "left behind:\n{}", difference(&before, &after));
@@ -297,6 +333,9 @@ fn what_others_remove_is_made_again() -> Result<()> {
         ("down", "ip link set tunneld0 down"),
         ("the addresses", "ip address flush dev tunneld0"),
         ("nftables", "nft flush ruleset"),
+        ("the name", "ip link set tunneld0 name other0"),
+        ("asleep", "nft add table inet tunneld '{ flags dormant; }'"),
+        ("the lists", "nft flush set inet tunneld accepted4; nft flush set inet tunneld accepted6"),
     ];
     let mut said = String::new();
     for (turn, (name, lines)) in cases.into_iter().enumerate() {
@@ -307,7 +346,7 @@ fn what_others_remove_is_made_again() -> Result<()> {
             ours = host_state::read(&lab.host)?;
         }
         lab.host.output("sh", &["-ec", lines])?;
-        if TRACKED && lines.starts_with("nft") {
+        if TRACKED && lines.contains("flush ruleset") {
             track_connections(&lab.host)?;
         }
         let began = Instant::now();
@@ -365,19 +404,41 @@ fn told_to_end_at_any_moment_it_puts_everything_back() -> Result<()> {
     Ok(())
 }
 
-/// Somebody deletes the device: nobody reads the host's packets any more.
+/// Somebody deletes the device, or takes it away: nobody reads the host's packets any more, or their
+/// answers pass for a stranger's. Until the end nothing is let out.
 #[test]
 fn without_its_device_the_daemon_puts_everything_back_and_ends() -> Result<()> {
     require_root!();
     require_tunneld!();
     let lab = lab()?;
-    let before = host_state::read(&lab.host)?;
-    let mut daemon = Daemon::start(&lab.host, ALLOW, "")?;
-    lab.host.ip("link del tunneld0\n")?;
-    let ended = daemon.ended()?;
-    ensure!(ended.code() == 5 && ended.stderr.contains("device"), "{ended:?}");
-    let after = host_state::read(&lab.host)?;
-    ensure!(before == after, "left behind:\n{}", difference(&before, &after));
+    let elsewhere = Netns::new("elsewhere")?;
+    let away = format!("link set tunneld0 netns {}\n", elsewhere.path());
+    let stolen = "link set tunneld0 name other0\nlink add tunneld0 type bridge\n";
+    for (how, lines, said) in [
+        ("deleted", "link del tunneld0\n", "device"),
+        ("moved", &away, "the device tunneld0 is not there any more"),
+        ("its name taken", stolen, "the device tunneld0 is called other0 by now"),
+    ] {
+        let before = host_state::read(&lab.host)?;
+        let mut daemon = Daemon::start(&lab.host, ALLOW, "")?;
+        // It would have the name back before it is taken.
+        daemon.running()?.signal(rustix::process::Signal::STOP)?;
+        lab.host.ip(lines)?;
+        let to = SocketAddr::new(plan::GOOD4, plan::CLOSED_PORT);
+        let quick = Duration::from_millis(100);
+        let out = lab.host.run(|| TcpStream::connect_timeout(&to, quick)).err().context("shut")?;
+        ensure!(out.kind() != std::io::ErrorKind::ConnectionRefused, "{how}: it got out: {out}");
+        daemon.running()?.signal(rustix::process::Signal::CONT)?;
+        let ended = daemon.ended()?;
+        ensure!(ended.code() == 5 && ended.stderr.contains(said), "{how}: {ended:?}");
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        ensure!(last.starts_with("error: ") && last.contains("device"), "{how}: {ended:?}");
+        if how == "its name taken" {
+            lab.host.ip("link del tunneld0\n")?;
+        }
+        let after = host_state::read(&lab.host)?;
+        ensure!(before == after, "{how}, left behind:\n{}", difference(&before, &after));
+    }
     Ok(())
 }
 
@@ -398,6 +459,12 @@ fn what_hinders_a_start_is_one_line_and_changes_nothing() -> Result<()> {
     ensure!(foreign.code() == 5 && foreign.stderr.contains("100"), "{foreign:?}");
     lab.host.ip("rule del priority 100 lookup 7\n")?;
     lab.host.ip("tuntap add tunneld0 mode tun\n")?;
+    // What closes this host is for a later version.
+    let open = std::fs::read_to_string(daemon.config())?;
+    daemon.files().write_secret("tunneld.toml", &open.replace("\"open\"", "\"closed\""))?;
+    let closed = daemon.program()?.run()?;
+    ensure!(closed.code() == 2 && closed.stderr.contains("guard.mode"), "{closed:?}");
+    ensure!(closed.stderr.contains("not in this version"), "{closed:?}");
     let after = host_state::read(&lab.host)?;
     ensure!(numberless(&before) == numberless(&after), "{}", difference(&before, &after));
     Ok(())
@@ -505,6 +572,34 @@ fn only_the_prefixes_that_were_named() -> Result<()> {
     let beside = curl(&lab.host, SocketAddr::new(plan::GOOD4_SECOND, server.port()))?;
     ensure!(beside.stdout == PAGE, "{beside:?}");
     drop(daemon);
+    Ok(())
+}
+
+/// A device that whoever wants to may use: nothing is led there.
+#[test]
+fn nothing_at_all() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = lab()?;
+    let server = TcpServer::start(&lab.server, 0, page)?;
+    let before = host_state::read(&lab.host)?;
+    let config = "[device]\ncapture = \"none\"\n";
+    let mut daemon = Daemon::start(&lab.host, "policy 1\ndefault block\n", config)?;
+    let device = |state: &str| -> Vec<String> {
+        let others = |line: &&str| !line.contains("tunneld0") && !line.contains("198.18.0.1");
+        state.lines().filter(others).map(str::to_owned).collect()
+    };
+    let ours = host_state::read(&lab.host)?;
+    ensure!(device(&ours) == device(&before), "{}", difference(&before, &ours));
+    let to = SocketAddr::new(plan::GOOD4, server.port());
+    let beside = curl(&lab.host, to)?;
+    ensure!(beside.stdout == PAGE, "{beside:?}");
+    let args = ["-sS", "--max-time", "5", "--interface", "tunneld0", &format!("http://{to}/")];
+    let bound = lab.host.command("curl").args(args).run()?;
+    ensure!(bound.code() == 7, "{bound:?}");
+    daemon.stop()?;
+    let after = host_state::read(&lab.host)?;
+    ensure!(before == after, "left behind:\n{}", difference(&before, &after));
     Ok(())
 }
 

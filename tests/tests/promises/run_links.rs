@@ -470,3 +470,63 @@ fn a_contested_setting_is_told_once() -> Result<()> {
     ensure!(reverse_path(&lab.host, "up0")? == "1");
     Ok(())
 }
+
+/// Behind the first uplink, once there is a route.
+const ADDED: [(IpAddr, &str, IpAddr); 2] = [
+    (plan::UNROUTED4, "198.51.100.0/24", plan::NEAR4),
+    (plan::UNROUTED6, "2001:db8:dead::/64", plan::NEAR6),
+];
+
+/// Whoever adds a route by its router alone gets the uplink that the router is behind.
+#[test]
+fn a_route_without_a_device_finds_its_uplink() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let server = TcpServer::start(&lab.server, 0, page)?;
+    let mut daemon = Daemon::start(&lab.host, "policy 1\ndefault allow\n", "")?;
+    for (address, prefix, router) in ADDED {
+        lab.server.ip(&format!("address add {address} dev lo\n"))?;
+        let to = SocketAddr::new(address, server.port());
+        let refused = connect(&lab.host, None, to).err().context("no route yet")?;
+        ensure!(refused.raw_os_error() == Some(libc::ENETUNREACH), "{to}: {refused}");
+        lab.host.ip(&format!("route add {prefix} via {router}\n"))?;
+        let _open = connect(&lab.host, None, to).with_context(|| format!("{to}"))?;
+        let flows = daemon.json(&["flows"])?;
+        let leaves = flows.iter().any(|flow| flow["egress"]["device"] == "up0");
+        ensure!(leaves, "{flows:?}");
+    }
+    ends_quietly(&mut daemon)
+}
+
+/// A route that leads our own packets into the TUN is told of, and nothing goes round in it.
+#[test]
+fn a_route_into_the_tun_is_a_dead_end() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let lab = Lab::new()?;
+    let before = host_state::read(&lab.host)?;
+    let mut daemon = Daemon::start(&lab.host, "policy 1\ndefault allow\n", "")?;
+    for (address, prefix, _) in ADDED {
+        lab.host.ip(&format!("route add {prefix} dev tunneld0\n"))?;
+        soon("a warning", || {
+            let said = daemon.running()?.stderr();
+            Ok(said.lines().any(|line| line.contains("route-astray") && line.contains(prefix)))
+        })?;
+        let to = SocketAddr::new(address, plan::CLOSED_PORT);
+        let began = Instant::now();
+        let error = connect(&lab.host, None, to).err().context("nowhere")?;
+        ensure!(error.raw_os_error() == Some(libc::ENETUNREACH), "{to}: {error}");
+        ensure!(began.elapsed() < QUICK, "{to}: {:?}", began.elapsed());
+        let explained = daemon.json(&["explain", "tcp", "any", &to.to_string()])?;
+        let why = explained[0]["unresolved"].as_str().unwrap_or_default();
+        ensure!(why.contains("the TUN itself"), "{explained:?}");
+    }
+    let status = daemon.json(&["status"])?;
+    let opened = status[0]["flows_opened"].as_u64();
+    ensure!(opened.is_some_and(|opened| opened < 10), "{status:?}");
+    let said = daemon.running()?.stderr();
+    ensure!(said.matches("route-astray").count() == 2, "{said}");
+    ends_quietly(&mut daemon)?;
+    is_put_back(&lab.host, &before)
+}

@@ -14,18 +14,25 @@
 //! because without it the host isn't captured: beyond some times a minute only after a pause.
 //!
 //! Of some settings (`src_valid_mark`, `tcp_fwmark_accept`, `fwmark_reflect`) the kernel doesn't
-//! tell that they were set, so all are looked at every minute too.
+//! tell that they were set, so all are looked at every minute too ([`Plan::untold`]).
+//!
+//! The TUN itself gets its name back. Where that is another's by now, or the device is gone, there
+//! is nothing to follow any more: packets are led to where nobody reads them, or their answers
+//! pass for a stranger's.
 
 use std::mem;
 use std::time::{Duration, Instant};
 
+use engine::DeviceName;
 use rustix::io::Errno;
 
+use super::astray::{Astray, astray};
 use super::change::Change;
 use super::error::{HostError, Refusal, Unrestored};
 use super::plan::Plan;
 use super::seen::Seen;
 use super::standing::There;
+use super::watch::Changed;
 use super::{Host, links, nft, undo};
 
 /// What there was to do.
@@ -45,12 +52,33 @@ pub struct Followed {
     pub unrestored: Vec<HostError>,
     /// What of that is taken away again and again, so that it is made with pauses; likewise.
     pub taken_away: Vec<Change>,
+    /// Routes of others that lead our own packets back into the TUN; each is said once.
+    pub astray: Vec<Astray>,
+    /// Why there is no going on: the TUN isn't ours any more.
+    pub lost: Option<Lost>,
     /// When to follow again even where nobody tells of a change.
     pub again: Duration,
 }
 
-impl Default for Followed {
-    fn default() -> Self {
+/// What has become of the TUN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Lost {
+    /// Deleted, or moved to another network namespace.
+    #[error("the device {0} is not there any more")]
+    Gone(DeviceName),
+    /// It has another name, and can't have its own back: what is made for the host knows it by
+    /// that.
+    #[error("the device {ours} is called {now} by now, and cannot have its name back")]
+    Renamed {
+        /// Its name.
+        ours: DeviceName,
+        /// The one that it has.
+        now: DeviceName,
+    },
+}
+
+impl Followed {
+    fn until(again: Duration) -> Self {
         Self {
             made: Vec::new(),
             undone: Vec::new(),
@@ -59,22 +87,54 @@ impl Default for Followed {
             restored: Vec::new(),
             unrestored: Vec::new(),
             taken_away: Vec::new(),
-            again: UNTOLD,
+            astray: Vec::new(),
+            lost: None,
+            again,
         }
+    }
+
+    fn again_after(&mut self, time: Duration) {
+        self.again = self.again.min(time);
     }
 }
 
 impl Host {
     /// Makes the changes that are due by now, for devices that have come and settings that others
     /// have changed, and undoes those of devices that are gone; then makes again what others have
-    /// taken away. Of devices that `went` nothing is put back, should one have come back.
-    pub fn follow(&mut self, plan: &Plan, went: &[u32]) -> Result<Followed, HostError> {
-        self.forget(went);
-        let seen = Seen::look_at_links()?;
-        let due = links::due(plan, &seen, &self.applied);
+    /// taken away. Of devices that went by what has `changed` nothing is put back, should one have
+    /// come back.
+    pub fn follow(&mut self, plan: &Plan, changed: &Changed) -> Result<Followed, HostError> {
+        self.forget(&changed.went);
+        self.emptied |= changed.emptied;
+        let mut seen = Seen::look_at_links()?;
+        let mut followed = Followed::until(plan.untold);
         let now = Instant::now();
         self.tries.tidy(now);
-        let mut followed = Followed::default();
+        let link =
+            self.applied.iter().find(|change| matches!(change, Change::Link { .. })).cloned();
+        if let Some(link) = &link
+            && let Change::Link { device, .. } = *link
+        {
+            // First of all: by another name it would be taken for an uplink.
+            if seen.name(device.index).is_some_and(|name| name != device.name) {
+                self.make_paused(link, now, &mut followed);
+                seen = Seen::look_at_links()?;
+            }
+            match seen.name(device.index) {
+                Some(name) if name == device.name => {}
+                Some(name) => {
+                    // Who is still renaming may have come between the look and this.
+                    let renamed = Lost::Renamed { ours: device.name, now: name };
+                    followed.lost = (self.tries.of(link, now).fails > 1).then_some(renamed);
+                    return Ok(followed);
+                }
+                None => {
+                    followed.lost = Some(Lost::Gone(device.name));
+                    return Ok(followed);
+                }
+            }
+        }
+        let due = links::due(plan, &seen, &self.applied);
         for change in due.gone {
             match self.tries.leave(&change, now) {
                 None => self.undo_live(change, now, &mut followed),
@@ -95,21 +155,41 @@ impl Host {
                 }
             }
         }
-        let looked = There::look(&seen, &self.applied, self.table.as_ref());
+        let looked = There::look(&seen, &self.applied, self.table.as_ref(), self.emptied);
         let missing = looked.map(|there| there.missing(&self.applied));
         for change in missing.as_deref().unwrap_or_default() {
-            match self.tries.pause(change, now) {
-                None => self.make_again(change, now, &mut followed),
-                Some(left) => {
-                    followed.again_after(left);
-                    if self.tries.is_news(change, now) {
-                        followed.taken_away.push(change.clone());
-                    }
-                }
-            }
+            self.make_paused(change, now, &mut followed);
+        }
+        if changed.led
+            && let Some(device) = seen.index(plan.device)
+        {
+            self.look_astray(plan, device, &mut followed);
         }
         self.write_anew(&mut followed);
         missing.map(|_| followed).map_err(HostError::Look)
+    }
+
+    /// Makes again what others have taken away, unless they do so all the time.
+    fn make_paused(&mut self, change: &Change, now: Instant, followed: &mut Followed) {
+        match self.tries.pause(change, now) {
+            None => self.make_again(change, now, followed),
+            Some(left) => {
+                followed.again_after(left);
+                if self.tries.is_news(change, now) {
+                    followed.taken_away.push(change.clone());
+                }
+            }
+        }
+    }
+
+    /// Tells of routes of others into the TUN. Where they can't be listed nothing is told.
+    fn look_astray(&mut self, plan: &Plan, device: u32, followed: &mut Followed) {
+        for route in astray(plan, device).unwrap_or_default() {
+            if self.astray.len() < MOST && !self.astray.contains(&route) {
+                self.astray.push(route);
+                followed.astray.push(route);
+            }
+        }
     }
 
     /// Whether the nftables table is as it was made.
@@ -212,14 +292,15 @@ impl Host {
         }
         match made {
             Ok(()) => {
-                self.tries.of(change, now).fails = false;
+                self.tries.of(change, now).fails = 0;
                 followed.restored.push(change.clone());
             }
             Err(why) => {
                 followed.again_after(RETRY);
                 // Who is still removing may have come between the look and this.
-                let again = mem::replace(&mut self.tries.of(change, now).fails, true);
-                if again && self.tries.is_news(change, now) {
+                let tried = self.tries.of(change, now);
+                tried.fails += 1;
+                if tried.fails > 1 && self.tries.is_news(change, now) {
                     let (change, left) = (Box::new(change.clone()), Vec::new());
                     followed.unrestored.push(HostError::Apply { change, why, left });
                 }
@@ -250,12 +331,6 @@ impl Host {
     }
 }
 
-impl Followed {
-    fn again_after(&mut self, time: Duration) {
-        self.again = self.again.min(time);
-    }
-}
-
 /// How often changes were tried of late that failed, or that others may take back.
 #[derive(Debug, Default)]
 pub(super) struct Tries(Vec<Tried>);
@@ -267,8 +342,8 @@ struct Tried {
     since: Instant,
     last: Instant,
     told: Option<Instant>,
-    /// Whether the last try to make it again failed.
-    fails: bool,
+    /// How many of the last tries to make it again failed.
+    fails: u32,
 }
 
 impl Tries {
@@ -336,7 +411,7 @@ impl Tries {
                 since: now,
                 last: now,
                 told: None,
-                fails: false,
+                fails: 0,
             });
             self.0.len() - 1
         });
@@ -364,10 +439,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 const WITHIN: Duration = Duration::from_secs(60);
 /// What was said is news again.
 const QUIET: Duration = Duration::from_secs(3600);
-/// Changes that are counted; beyond, the oldest are forgotten, and tried once more than they would.
+/// Routes that are told of, and changes that are counted; beyond, none is told of, and the oldest are forgotten, and tried once more than they would.
 const MOST: usize = 1024;
-/// Between two looks at what nobody tells of.
-const UNTOLD: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {

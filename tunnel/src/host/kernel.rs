@@ -1,6 +1,6 @@
 //! Links, addresses, routes and rules as the kernel wants them told.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{
@@ -26,14 +26,17 @@ use crate::rtnetlink::Rtnetlink;
 /// default is 500, which one burst of small datagrams fills).
 const QUEUE_PACKETS: u32 = 1000;
 
-/// Gives a device its MTU and queue and brings it up. No link-local address is made, so nothing
-/// speaks on it unasked.
+/// Gives a device its name, MTU and queue and brings it up. No link-local address is made, so
+/// nothing speaks on it unasked.
 pub(super) fn bring_up(
     netlink: &mut Rtnetlink,
     device: Device,
     mtu: u16,
     ipv6: bool,
 ) -> Result<(), Errno> {
+    if netlink.name(device.index)? != device.name.as_str() {
+        rename(netlink, device)?;
+    }
     let mut attributes =
         vec![LinkAttribute::Mtu(mtu.into()), LinkAttribute::TxQueueLen(QUEUE_PACKETS)];
     if ipv6 {
@@ -43,6 +46,20 @@ pub(super) fn bring_up(
     }
     netlink.change(link(device.index, attributes, LinkFlags::empty(), LinkFlags::empty()))?;
     netlink.change(link(device.index, Vec::new(), LinkFlags::Up, LinkFlags::Up))
+}
+
+/// Gives a device its name back.
+fn rename(netlink: &mut Rtnetlink, device: Device) -> Result<(), Errno> {
+    let name = vec![LinkAttribute::IfName(device.name.to_string())];
+    let message = link(device.index, name, LinkFlags::empty(), LinkFlags::empty());
+    match netlink.change(message.clone()) {
+        // Before Linux 6.2 none is renamed that is up.
+        Err(Errno::BUSY) => {
+            bring_down(netlink, device)?;
+            netlink.change(message)
+        }
+        done => done,
+    }
 }
 
 /// Brings a device down.
@@ -82,12 +99,10 @@ pub(super) fn address(device: Device, address: &IpNet) -> AddressMessage {
 
 pub(super) fn route(table: u32, to: &IpNet, via: &Via, metric: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
-    let v4 = to.addr().is_ipv4();
-    let (kind, scope) = match via {
-        Via::Device { .. } if v4 => (RouteType::Unicast, RouteScope::Link),
-        Via::Device { .. } => (RouteType::Unicast, RouteScope::Universe),
-        Via::Unreachable => (RouteType::Unreachable, RouteScope::Universe),
-        Via::Throw => (RouteType::Throw, RouteScope::Universe),
+    let kind = match via {
+        Via::Device { .. } => RouteType::Unicast,
+        Via::Unreachable => RouteType::Unreachable,
+        Via::Throw => RouteType::Throw,
     };
     message.header = RouteHeader {
         address_family: family(to),
@@ -95,7 +110,10 @@ pub(super) fn route(table: u32, to: &IpNet, via: &Via, metric: u32) -> RouteMess
         // The attribute holds it whole.
         table: RouteHeader::RT_TABLE_UNSPEC,
         protocol: RouteProtocol::Static,
-        scope,
+        // Not of the link, though there is no router: the kernel looks for the device of a route
+        // that somebody adds without one (`ip route add NET via ROUTER`) among those of a link
+        // alone, and no router is behind ours.
+        scope: RouteScope::Universe,
         kind,
         ..RouteHeader::default()
     };
@@ -225,8 +243,16 @@ pub(super) fn rule_at(
     }))
 }
 
+/// The address that stands for all of them.
+pub(super) fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
 impl Family {
-    fn number(self) -> AddressFamily {
+    pub(super) fn number(self) -> AddressFamily {
         match self {
             Self::V4 => AddressFamily::Inet,
             Self::V6 => AddressFamily::Inet6,

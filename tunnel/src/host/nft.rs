@@ -12,7 +12,7 @@ use super::child::{self, Sheet};
 mod standing;
 mod table;
 
-pub(super) use standing::{Standing, receive, removes, watch};
+pub(super) use standing::{Standing, Touched, receive, touches, watch};
 pub(super) use table::{ruleset, tracking};
 
 /// The table's name, in family `inet`.

@@ -1,5 +1,7 @@
 //! What the daemon wants of the host.
 
+use std::time::Duration;
+
 use engine::DeviceName;
 use ipnet::IpNet;
 
@@ -26,6 +28,8 @@ pub struct Plan {
     pub local: Vec<String>,
     /// Whether connections are tracked: [`tracking::needed`](super::tracking::needed) on this host.
     pub tracks: bool,
+    /// Between two looks at what nobody tells of.
+    pub untold: Duration,
 }
 
 /// Bits of a packet's mark that are ours, and their value.
@@ -69,6 +73,8 @@ impl Plan {
     pub const TABLE: u32 = 29_806;
     /// Before the rule for the table `main` (32766), and before wg-quick's.
     pub const PRIORITY: u32 = 100;
+    /// A look costs some milliseconds.
+    pub const UNTOLD: Duration = Duration::from_secs(60);
 
     /// A plan with this host's defaults that captures nothing.
     pub fn new(device: DeviceName) -> Self {
@@ -83,6 +89,7 @@ impl Plan {
             forward: true,
             local: Vec::new(),
             tracks: true,
+            untold: Self::UNTOLD,
         }
     }
 

@@ -105,6 +105,11 @@ impl Seen {
         self.devices.iter().find(|device| device.name == name).map(|device| device.index)
     }
 
+    /// The name that a device has.
+    pub(super) fn name(&self, index: u32) -> Option<DeviceName> {
+        self.devices.iter().find(|device| device.index == index).map(|device| device.name)
+    }
+
     /// What the kernel checks on a device (`default`: on one that appears later). The stricter
     /// *number* of the device's and all's counts.
     pub(super) fn reverse_path(&self, name: &str) -> ReversePath {

@@ -4,7 +4,7 @@
 //!
 //! Others remove things of ours without knowing of them: `nft flush ruleset` of a restarted
 //! firewall, `ip rule flush`, a network manager that starts anew, `ip link set down`, by which
-//! the kernel drops a device's routes. Then the host is no longer captured, or deaf to
+//! the kernel drops a device's routes, a rename, by which rules don't know a device any more. Then the host is no longer captured, or deaf to
 //! connections from outside. So all changes in force are compared with what the kernel has, and
 //! what is missing is made again in the order of the start, which never leads packets to where
 //! nobody reads them. The journal has it already.
@@ -37,17 +37,21 @@ pub(super) struct There {
     rules: HashSet<Key>,
     /// Whether the nftables table is as it was made.
     table: bool,
+    /// Whether it lists the connections that it did.
+    accepted: bool,
 }
 
 /// A route or rule, as far as it matters.
 type Key = Vec<Vec<u8>>;
 
 impl There {
-    /// Looks at what `applied` are of. `made` is the nftables table as it was made.
+    /// Looks at what `applied` are of. `made` is the nftables table as it was made, `emptied`
+    /// whether something was taken out of its sets since.
     pub(super) fn look(
         seen: &Seen,
         applied: &[Change],
         made: Option<&nft::Standing>,
+        emptied: bool,
     ) -> Result<Self, Errno> {
         let mut there = Self { devices: seen.devices.clone(), ..Self::default() };
         let mut netlink = Rtnetlink::open()?;
@@ -68,10 +72,15 @@ impl There {
             }
         }
         if any(|change| matches!(change, Change::NftTable { .. })) {
-            there.table = match nft::Standing::look() {
-                Ok(now) => made.is_some_and(|made| made.is_within(now.as_ref())),
+            (there.table, there.accepted) = match nft::Standing::look() {
+                Ok(now) => {
+                    let is = |is: fn(&nft::Standing, Option<&nft::Standing>) -> bool| {
+                        made.is_some_and(|made| is(made, now.as_ref()))
+                    };
+                    (is(nft::Standing::is_within), !emptied && is(nft::Standing::lists_within))
+                }
                 // Who may not ask may not make it either.
-                Err(Errno::PERM) => true,
+                Err(Errno::PERM) => (true, true),
                 Err(errno) => return Err(errno),
             };
         }
@@ -87,9 +96,11 @@ impl There {
     fn lacks(&self, change: &Change) -> bool {
         match change {
             Change::NftTable { .. } => !self.table,
-            Change::Link { device, mtu, .. } => self
-                .device(*device)
-                .is_some_and(|device| !device.up || device.mtu != u32::from(*mtu)),
+            // With the table they are made as well.
+            Change::Accepted => self.table && !self.accepted,
+            Change::Link { device, mtu, .. } => self.device(*device).is_some_and(|seen| {
+                !seen.up || seen.mtu != u32::from(*mtu) || seen.name != device.name
+            }),
             Change::Address { device, address } => {
                 self.device(*device).is_some()
                     && !self.addresses.contains(&(device.index, *address))
@@ -103,10 +114,8 @@ impl There {
                 is_possible && !self.routes.contains(&route(&message))
             }
             Change::Rule(of) => !self.rules.contains(&rule(&kernel::rule(of))),
-            // They are in the table, and made with it.
-            Change::Accepted
             // The first three are followed by `links`, the other two by who has begun them.
-            | Change::Sysctl { .. }
+            Change::Sysctl { .. }
             | Change::ReversePath { .. }
             | Change::LaterReversePath { .. }
             | Change::ResolvConf { .. }

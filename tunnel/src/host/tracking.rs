@@ -190,10 +190,10 @@ impl Watch {
     /// Reads what has come: whether any of it matters.
     fn drain(&self) -> Result<bool, Errno> {
         let mut matters = false;
-        while let Some(changed) = nft::receive(&self.rules, changes_rules)? {
+        while let Some(changed) = nft::receive(&self.rules, true, changes_rules)? {
             matters |= changed;
         }
-        while let Some(changed) = nft::receive(&self.settings, |_| true)? {
+        while let Some(changed) = nft::receive(&self.settings, true, |_| true)? {
             matters |= changed;
         }
         Ok(matters)

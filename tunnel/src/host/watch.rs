@@ -3,14 +3,15 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use netlink_packet_core::NetlinkBuffer;
+use engine::DeviceName;
+use netlink_packet_core::{NetlinkBuffer, NlasIterator};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::net::netlink::SocketAddrNetlink;
 
 use super::nft;
-use crate::rtnetlink;
+use crate::rtnetlink::{self, Rtnetlink};
 
 /// Wakes when something has changed.
 #[derive(Debug)]
@@ -20,6 +21,8 @@ pub struct Watch {
     tables: Option<OwnedFd>,
     /// The routing table that is ours.
     table: u32,
+    /// The index of the TUN.
+    device: u32,
 }
 
 /// What may have changed. What it is now is to be looked at anew.
@@ -30,22 +33,28 @@ pub struct Changed {
     /// A device came, went or is another now, or one of its settings has another value that the
     /// kernel tells of: `rp_filter` is the one of ours.
     pub links: bool,
-    /// An address, a rule, a route of our table, or something of our nftables table was removed.
+    /// An address, a rule, a route of our table, or something of our nftables table was removed,
+    /// or of that changed.
     pub removed: bool,
+    /// Something was taken out of a set of our nftables table.
+    pub emptied: bool,
+    /// A route into the TUN came in another table than ours.
+    pub led: bool,
     /// The indices of devices that went. One of them may be back.
     pub went: Vec<u32>,
 }
 
 impl Watch {
     /// Every change from now on, of this thread's network namespace. `table` is the routing table
-    /// that is ours.
-    pub fn open(table: u32) -> Result<Self, Errno> {
+    /// that is ours, `device` the TUN.
+    pub fn open(table: u32, device: DeviceName) -> Result<Self, Errno> {
         let network = rtnetlink::socket()?;
         let addresses = IPV4_ADDRESS | IPV6_ADDRESS;
         let routing = IPV4_ROUTE | IPV6_ROUTE | IPV4_RULE | IPV6_RULE;
         let groups = LINK | addresses | routing | IPV4_NETCONF;
         rustix::net::bind(&network, &SocketAddrNetlink::new(0, groups))?;
-        Ok(Self { network, tables: nft::watch().ok(), table })
+        let device = Rtnetlink::open()?.index(device.as_str())?;
+        Ok(Self { network, tables: nft::watch().ok(), table, device })
     }
 
     /// Blocks until something has changed, or until nothing has for as long as `limit`. `None`:
@@ -67,25 +76,76 @@ impl Watch {
     /// Everything that has come.
     fn drain(&self) -> Result<Changed, Errno> {
         let mut changed = Changed::default();
-        let mut buffer = [0; HEADER];
+        let mut buffer = [0; LONGEST];
         loop {
             let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
             match rustix::net::recv(&self.network, &mut buffer, flags) {
-                Ok(_) => changed.add(&buffer, self.table),
+                Ok((read, _)) => self.add(&buffer[..read], &mut changed),
                 // Changes were missed.
-                Err(Errno::NOBUFS) => {
-                    (changed.addresses, changed.links, changed.removed) = (true, true, true);
-                }
+                Err(Errno::NOBUFS) => changed.merge(Changed::all()),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Err(errno) => return Err(errno),
             }
         }
         let Some(tables) = &self.tables else { return Ok(changed) };
-        while let Some(removed) = nft::receive(tables, nft::removes)? {
-            changed.removed |= removed;
+        let missed = nft::Touched { table: true, sets: false };
+        while let Some(touched) = nft::receive(tables, missed, nft::touches)? {
+            changed.removed |= touched.table;
+            changed.emptied |= touched.sets;
         }
         Ok(changed)
+    }
+
+    /// Counts a notification: the kernel sends one a datagram.
+    fn add(&self, datagram: &[u8], changed: &mut Changed) {
+        let Some(start) = datagram.first_chunk::<HEADER>() else { return };
+        let kind = NetlinkBuffer::new(start).message_type();
+        match kind {
+            libc::RTM_NEWADDR | libc::RTM_DELADDR => {
+                changed.addresses = true;
+                changed.removed |= kind == libc::RTM_DELADDR;
+            }
+            libc::RTM_DELRULE => changed.removed = true,
+            // In the header is room for the numbers of tables that there were once.
+            libc::RTM_DELROUTE => {
+                let table = u8::try_from(self.table).unwrap_or(libc::RT_TABLE_COMPAT);
+                changed.removed |= start[MESSAGE + 4] == table;
+            }
+            libc::RTM_NEWROUTE => changed.led |= self.leads_astray(start, datagram),
+            libc::RTM_NEWRULE => {}
+            _ => {
+                changed.links = true;
+                // One that leaves a bridge is told of as well, by that family.
+                if kind == libc::RTM_DELLINK
+                    && i32::from(start[MESSAGE]) == libc::AF_UNSPEC
+                    && let Some(index) = start[MESSAGE + 4..].first_chunk()
+                {
+                    changed.went.push(u32::from_ne_bytes(*index));
+                }
+            }
+        }
+    }
+
+    /// Whether a new route may lead into the TUN and isn't ours: a look tells. The kernel's own,
+    /// by which an address is this host's, are no such.
+    fn leads_astray(&self, start: &[u8; HEADER], datagram: &[u8]) -> bool {
+        if start[MESSAGE + 5] == libc::RTPROT_KERNEL {
+            return false;
+        }
+        let (mut table, mut leads) = (u32::from(start[MESSAGE + 4]), false);
+        // Of a long one, which has many ways, the beginning is read: it leads to several devices.
+        let attributes = NlasIterator::new(&datagram[MESSAGE + ROUTE..]);
+        for attribute in attributes.map_while(Result::ok) {
+            let number = attribute.value().first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+            match attribute.kind() {
+                libc::RTA_TABLE => table = number.unwrap_or(table),
+                libc::RTA_OIF => leads |= number == Some(self.device),
+                libc::RTA_MULTIPATH => leads = true,
+                _ => {}
+            }
+        }
+        leads && table != self.table
     }
 }
 
@@ -140,9 +200,10 @@ fn timespec(time: Duration) -> Timespec {
 }
 
 impl Changed {
-    /// All that there is to be looked at.
+    /// All that there is to be looked at. What was taken out of a set shows no more.
     pub fn all() -> Self {
-        Self { addresses: true, links: true, removed: true, went: Vec::new() }
+        let went = Vec::new();
+        Self { addresses: true, links: true, removed: true, emptied: false, led: true, went }
     }
 
     /// Counts what comes later in.
@@ -150,35 +211,9 @@ impl Changed {
         self.addresses |= later.addresses;
         self.links |= later.links;
         self.removed |= later.removed;
+        self.emptied |= later.emptied;
+        self.led |= later.led;
         self.went.extend(later.went);
-    }
-
-    /// Counts a notification by its beginning: the kernel sends one a datagram.
-    fn add(&mut self, start: &[u8; HEADER], table: u32) {
-        let kind = NetlinkBuffer::new(start).message_type();
-        match kind {
-            libc::RTM_NEWADDR | libc::RTM_DELADDR => {
-                self.addresses = true;
-                self.removed |= kind == libc::RTM_DELADDR;
-            }
-            libc::RTM_DELRULE => self.removed = true,
-            // In the header is room for the numbers of tables that there were once.
-            libc::RTM_DELROUTE => {
-                let table = u8::try_from(table).unwrap_or(libc::RT_TABLE_COMPAT);
-                self.removed |= start[MESSAGE + 4] == table;
-            }
-            libc::RTM_NEWRULE | libc::RTM_NEWROUTE => {}
-            _ => {
-                self.links = true;
-                // One that leaves a bridge is told of as well, by that family.
-                if kind == libc::RTM_DELLINK
-                    && i32::from(start[MESSAGE]) == libc::AF_UNSPEC
-                    && let Some(index) = start[MESSAGE + 4..].first_chunk()
-                {
-                    self.went.push(u32::from_ne_bytes(*index));
-                }
-            }
-        }
     }
 }
 
@@ -186,6 +221,10 @@ impl Changed {
 const MESSAGE: usize = 16;
 /// With what is looked at of `struct ifinfomsg` and `struct rtmsg`.
 const HEADER: usize = MESSAGE + 8;
+/// `struct rtmsg`.
+const ROUTE: usize = 12;
+/// A route with one way has under 200 bytes.
+const LONGEST: usize = 512;
 
 /// `RTMGRP_LINK`
 const LINK: u32 = 0x1;
@@ -225,7 +264,16 @@ mod tests {
             run("ip route add table 29806 unreachable 192.0.2.0/24");
             run("ip route add table 7 unreachable 192.0.2.0/24");
             run("ip -6 route add table 29806 unreachable 2001:db8::/64");
-            let watch = Watch::open(29_806).unwrap();
+            run("ip tuntap add t0 mode tun");
+            run("ip link set lo up");
+            run("ip link set t0 up");
+            run("ip link add v2 type veth peer name v3");
+            run("ip link set v2 up");
+            run("nft add set inet tunneld s { type inet_service ; }");
+            run("nft add element inet tunneld s { 7 , 8 }");
+            run("nft add set inet other s { type inet_service ; }");
+            run("nft add element inet other s { 7 }");
+            let watch = Watch::open(29_806, DeviceName::new("t0").unwrap()).unwrap();
             let (none, addresses, links) = ("", "addresses", "links");
             #[rustfmt::skip]
             let cases = [
@@ -243,10 +291,23 @@ mod tests {
                 ("ip rule del pref 7", "removed"),
                 ("ip -6 rule del pref 32766", "removed"),
                 ("ip route add table 29806 unreachable 198.51.100.0/24", none),
+                ("ip route add table 29806 198.51.101.0/24 dev t0", none),
+                ("ip route add 198.51.101.0/24 dev v2", none),
+                ("ip route add table 300 198.51.101.0/24 dev t0", "led"),
+                ("ip route add 198.51.102.0/24 dev t0", "led"),
+                ("ip -6 route add 2001:db8:a::/64 dev t0", "led"),
+                ("ip route add 198.51.103.0/24 nexthop dev v2 nexthop dev t0", "led"),
+                ("ip route del 198.51.102.0/24", none),
+                ("ip address add 192.0.2.9/32 dev t0", addresses),
                 ("ip route flush table 29806", "removed"),
                 ("ip route flush table 7", none),
                 ("ip -6 route flush table 29806", "removed"),
                 ("nft add rule inet tunneld a drop", none),
+                ("nft add element inet tunneld s { 9 }", none),
+                ("nft delete element inet tunneld s { 7 }", "emptied"),
+                ("nft flush set inet tunneld s", "emptied"),
+                ("nft flush set inet other s", none),
+                ("nft add table inet tunneld { flags dormant ; }", "removed"),
                 ("nft flush chain inet tunneld a", "removed"),
                 ("nft delete table inet other", none),
                 ("nft flush ruleset", "removed"),
@@ -264,6 +325,8 @@ mod tests {
                     (changed.addresses, "addresses"),
                     (changed.links, "links"),
                     (changed.removed, "removed"),
+                    (changed.emptied, "emptied"),
+                    (changed.led, "led"),
                 ];
                 let told: Vec<_> =
                     told.iter().filter(|(is, _)| *is).map(|(_, name)| *name).collect();

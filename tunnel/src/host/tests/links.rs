@@ -28,9 +28,9 @@ fn ruled() -> Vec<String> {
 }
 
 fn follow(host: &mut Host) -> Followed {
-    let followed = host.follow(&plan(Capture::All), &[]).unwrap();
+    let followed = host.follow(&plan(Capture::All), &Changed::default()).unwrap();
     assert!(followed.failed.is_empty(), "{:?}", followed.failed);
-    let again = host.follow(&plan(Capture::All), &[]).unwrap();
+    let again = host.follow(&plan(Capture::All), &Changed::default()).unwrap();
     assert!(again.made.is_empty() && again.undone.is_empty(), "{again:?}");
     followed
 }
@@ -123,10 +123,10 @@ fn who_insists_on_a_setting_has_it_for_a_while() {
             assert_eq!(follow(&mut host).made.len(), 1);
         }
         set_reverse_path("u0", "1");
-        let followed = host.follow(&plan(Capture::All), &[]).unwrap();
+        let followed = host.follow(&plan(Capture::All), &Changed::default()).unwrap();
         assert_eq!((followed.made.len(), followed.contested.len()), (0, 1));
         assert!(followed.again <= Duration::from_secs(60));
-        let followed = host.follow(&plan(Capture::All), &[]).unwrap();
+        let followed = host.follow(&plan(Capture::All), &Changed::default()).unwrap();
         assert!(followed.contested.is_empty(), "said once");
         assert_eq!(reverse_path("u0"), "1");
         assert!(journal(&directory).len() < length + 200, "it doesn't grow");
@@ -146,12 +146,15 @@ fn one_device_that_cannot_be_prepared_hinders_no_other() {
         let (mut host, tun) = start(&directory, &plan(Capture::All));
         run("ip rule add pref 99 oif n0 goto 101");
         run("ip link add n0 type veth peer name n1");
-        let followed = host.follow(&plan(Capture::All), &[]).unwrap();
+        let followed = host.follow(&plan(Capture::All), &Changed::default()).unwrap();
         assert_eq!((followed.made.len(), followed.failed.len()), (3, 1), "{followed:?}");
         let told = followed.failed[0].to_string();
         assert!(told.contains("the IPv4 rule to rule 101 for what is bound to n0"), "{told}");
         assert!(followed.again <= Duration::from_secs(1));
-        assert!(host.follow(&plan(Capture::All), &[]).unwrap().failed.is_empty(), "said once");
+        assert!(
+            host.follow(&plan(Capture::All), &Changed::default()).unwrap().failed.is_empty(),
+            "said once"
+        );
         run("ip rule del pref 99 oif n0 goto 101");
         assert_eq!(follow(&mut host).made.len(), 1);
         host.restore().unwrap();
@@ -178,24 +181,27 @@ fn what_cannot_be_undone_is_not_tried_all_the_time() {
         run("ip link del n0");
         may_change(false);
         for time in 0..5 {
-            let followed = host.follow(&plan(Capture::All), &[]).unwrap();
+            let followed = host.follow(&plan(Capture::All), &Changed::default()).unwrap();
             let said = if time == 0 { 2 } else { 0 };
             assert_eq!((followed.failed.len(), followed.undone.len()), (said, 0), "{time}");
             assert!(followed.again <= Duration::from_secs(1), "{time}");
         }
-        let followed = host.follow(&plan(Capture::All), &[]).unwrap();
+        let followed = host.follow(&plan(Capture::All), &Changed::default()).unwrap();
         assert!(followed.failed.is_empty() && followed.again > Duration::from_secs(30));
         may_change(true);
-        assert!(host.follow(&plan(Capture::All), &[]).unwrap().undone.is_empty(), "not yet");
+        assert!(
+            host.follow(&plan(Capture::All), &Changed::default()).unwrap().undone.is_empty(),
+            "not yet"
+        );
         // As a minute later.
         host.tries = Tries::default();
         // Nor is the journal forgotten that can't be written.
         std::fs::create_dir(directory.0.join("journal.next")).unwrap();
-        let followed = host.follow(&plan(Capture::All), &[]).unwrap();
+        let followed = host.follow(&plan(Capture::All), &Changed::default()).unwrap();
         assert_eq!((followed.failed.len(), followed.undone.len()), (1, 2), "{followed:?}");
         assert!(followed.failed[0].to_string().contains("journal"), "{followed:?}");
         assert!(followed.again <= Duration::from_secs(1));
-        let followed = host.follow(&plan(Capture::All), &[]).unwrap();
+        let followed = host.follow(&plan(Capture::All), &Changed::default()).unwrap();
         assert!(followed.failed.is_empty() && followed.again <= Duration::from_secs(60));
         assert!(journal(&directory).contains("\"n0\""));
         std::fs::remove_dir(directory.0.join("journal.next")).unwrap();
