@@ -230,8 +230,12 @@ fn super_packets_pass_both_ways() {
             assert_eq!((packet[9], packet[16..20].to_vec()), (6, TUN.octets().to_vec()));
             joined |= offload.gso_size.is_some();
             let bytes = &packet[20 + usize::from(packet[32] >> 4) * 4..];
-            connection.acknowledgement += bytes.len() as u32;
-            all.extend(bytes);
+            // A server that waits for an acknowledgement sends its last bytes once more.
+            let from = u32::from_be_bytes(packet[24..28].try_into().unwrap());
+            let had = connection.acknowledgement.wrapping_sub(from) as usize;
+            let new = bytes.get(had..).unwrap_or_default();
+            connection.acknowledgement += new.len() as u32;
+            all.extend(new);
             connection.segment(&shard, ACK, b"");
         }
         assert!(all == payload, "{} of {BYTES} bytes", all.len());
