@@ -209,3 +209,22 @@ fn wg_shows_and_changes_a_tunnel_while_the_daemon_runs() -> Result<()> {
     ensure!(!socket.exists(), "the socket stays");
     Ok(())
 }
+
+/// A session's key is 120 s old at most when a new one is begun (WireGuard's paper, 6.1), and
+/// nothing is lost meanwhile. In virtual time `-p tunnel` has the rest of it.
+#[test]
+#[ignore = "takes two minutes: the age at which a key is renewed"]
+fn keys_are_renewed_by_the_clock() -> Result<()> {
+    require_root!();
+    require_tunneld!();
+    let up = Uplinks::new()?;
+    let policy = "policy 1\nroute via wg0\ndefault allow\n";
+    let mut daemon = Daemon::start(up.near(), policy, &up.config(&["wg0"]))?;
+    let ping = ["-n", "-q", "-i", "0.5", "-c", "260", "-W", "3", FAR4];
+    let done = up.near().command("ping").args(ping).limit(Duration::from_secs(150)).run()?;
+    ensure!(done.stdout.contains(" 0% packet loss"), "{done:?}");
+    let age = tunnels(&daemon)?[0]["peers"][0]["handshake_age"].as_u64().context("a session")?;
+    ensure!(age < 30, "the session is {age} s old after 130 s");
+    daemon.stop()?;
+    Ok(())
+}
