@@ -61,6 +61,14 @@ pub fn probe() -> PathBuf {
     beside("probe")
 }
 
+/// How long what is promised within that time may take the program under test. It is promised of a
+/// release, and measured of it (`docs/performance.md`); of the build for tests no more than the
+/// packet path is optimised.
+pub fn promised(time: Duration) -> Duration {
+    let released = tunneld().components().any(|c| c.as_os_str() == "release");
+    time * if released { 1 } else { 4 }
+}
+
 /// A binary in the directory of this build: TARGET/PROFILE, whose `deps` the
 /// running test is in.
 fn beside(name: &str) -> PathBuf {

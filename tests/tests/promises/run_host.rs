@@ -12,12 +12,15 @@ use tests::endpoints::page::{PAGE, page};
 use tests::lab::capture::Capture;
 use tests::lab::command::Program;
 use tests::lab::daemon::Daemon;
-use tests::lab::exec::built_tunneld;
+use tests::lab::exec::{built_tunneld, promised};
 use tests::lab::scratch::Scratch;
 use tests::lab::{Lab, Netns, Tun, Who, host_state, plan, track_connections};
 use tests::{require_root, require_tunneld};
 
 const ALLOW: &str = "policy 1\ndefault allow\n";
+
+/// How long a daemon may take to start again.
+const RESTART: Duration = Duration::from_secs(1);
 
 /// Whether these are the tests of `run_host_tracked`.
 const TRACKED: bool = matches!(module_path!().as_bytes(), b"promises::run_host_tracked");
@@ -279,7 +282,7 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
             let began = Instant::now();
             daemon.run()?;
             let took = began.elapsed();
-            ensure!(took < Duration::from_secs(1), "round {round}: a restart took {took:?}");
+            ensure!(took < promised(RESTART), "round {round}: a restart took {took:?}");
             daemon.stop()?;
         } else {
             // Several crashes in a row.
@@ -296,7 +299,7 @@ fn killed_at_any_moment_nothing_is_left_after_the_next_stop() -> Result<()> {
     daemon.kill()?;
     let began = Instant::now();
     daemon.run()?;
-    ensure!(began.elapsed() < Duration::from_secs(1), "a restart took {:?}", began.elapsed());
+    ensure!(began.elapsed() < promised(RESTART), "a restart took {:?}", began.elapsed());
     let ours = host_state::read(&lab.host)?;
     let second = daemon.program()?.run()?;
     ensure!(second.code() == 5 && second.stderr.lines().count() <= 2, "{second:?}");

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::endpoints::{TcpServer, UdpServer, tcp};
 use tests::lab::daemon::{Daemon, ask};
+use tests::lab::exec::promised;
 use tests::lab::{Lab, Running, host_state, plan};
 use tests::{require_root, require_tunneld};
 
@@ -24,13 +25,6 @@ const STALL: Duration = Duration::from_millis(200);
 const CUT: Duration = Duration::from_millis(100);
 /// Within which 99 of 100 are told the daemon's status.
 const STATUS: Duration = Duration::from_millis(20);
-
-/// What is promised is promised of a release, and measured of it (`docs/performance.md`). Of the
-/// build for tests no more than the packet path is optimised.
-fn promised(time: Duration) -> Duration {
-    let released = tests::lab::exec::tunneld().components().any(|c| c.as_os_str() == "release");
-    time * if released { 1 } else { 4 }
-}
 
 /// 1,000 TCP and 1,000 UDP flows live, half of the reloads change nothing for them, the others
 /// block what one more port carries: nobody else is cut, nobody waits 200 ms.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::endpoints::{TcpServer, UdpServer, tcp};
 use tests::lab::daemon::Daemon;
+use tests::lab::exec::promised;
 use tests::lab::{Lab, plan};
 use tests::{require_root, require_tunneld};
 
@@ -22,7 +23,7 @@ const STALLED: Duration = Duration::from_millis(200);
 
 /// 10,000 junk requests, a line of 100 MB, and half requests with nothing behind.
 #[test]
-fn junk_at_the_socket_stalls_no_flow() -> Result<()> {
+fn heavy_junk_at_the_socket_stalls_no_flow() -> Result<()> {
     require_root!();
     require_tunneld!();
     let lab = Lab::new()?;
@@ -80,7 +81,10 @@ fn junk_at_the_socket_stalls_no_flow() -> Result<()> {
         ensure!(read < MEGABYTES, "a line of 100 MB was read");
         speaker.join().map_err(|_| anyhow::anyhow!("the speaker panicked"))?
     })?;
-    ensure!(rounds > 100 && slowest < STALLED, "{rounds} rounds, the slowest took {slowest:?}");
+    ensure!(
+        rounds > 100 && slowest < promised(STALLED),
+        "{rounds} rounds, the slowest took {slowest:?}"
+    );
     drop(silent);
     let flows = daemon.json(&["flows"])?;
     ensure!(flows.len() == 2, "{flows:?}");
