@@ -2,8 +2,8 @@
 //! inside it, so that no route of the kernel's leads its datagrams elsewhere.
 //!
 //! It hears the relay alone, and joins no datagrams. One that is longer with its header than the
-//! tunnel's MTU goes in pieces, or, where the app forbids that, not at all. Like all that is inside a tunnel it makes no edges, and
-//! wakes by [`Wakes`] whoever has read it empty.
+//! tunnel's MTU goes in pieces, or, where the app forbids that, not at all. Like all that is inside
+//! a tunnel it makes no edges, and wakes by [`Wakes`] whoever has read it empty.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

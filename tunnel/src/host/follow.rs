@@ -439,7 +439,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 const WITHIN: Duration = Duration::from_secs(60);
 /// What was said is news again.
 const QUIET: Duration = Duration::from_secs(3600);
-/// Routes that are told of, and changes that are counted; beyond, none is told of, and the oldest are forgotten, and tried once more than they would.
+/// Routes that are told of, and changes that are counted; beyond, no route is told of, and the
+/// oldest changes are forgotten, and tried once more than they would.
 const MOST: usize = 1024;
 
 #[cfg(test)]

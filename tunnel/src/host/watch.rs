@@ -135,7 +135,7 @@ impl Watch {
         }
         let (mut table, mut leads) = (u32::from(start[MESSAGE + 4]), false);
         // Of a long one, which has many ways, the beginning is read: it leads to several devices.
-        let attributes = NlasIterator::new(&datagram[MESSAGE + ROUTE..]);
+        let attributes = NlasIterator::new(datagram.get(MESSAGE + ROUTE..).unwrap_or_default());
         for attribute in attributes.map_while(Result::ok) {
             let number = attribute.value().first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
             match attribute.kind() {

@@ -18,7 +18,8 @@
 //!
 //! A socket of a user that none of the family is costs one question about the listener, of
 //! about 1 µs. Any other costs a look at the family's open files, about 1 µs each, and at its Unix
-//! sockets, some 4 µs each; while one is handed on at most twice [`HANDING`] more. Where the
+//! sockets, some 4 µs each; while one is handed on at most twice [`HANDING`] more, in vain once in
+//! [`PAUSE`]. Where the
 //! listener is another one than before all processes are looked at, which takes some ten
 //! milliseconds, and at most five times a second.
 
@@ -42,6 +43,8 @@ pub(super) struct Family {
     searched: Option<Instant>,
     /// When children were.
     visited: Option<Instant>,
+    /// When a socket on its way was waited for and did not come.
+    waited: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -81,19 +84,22 @@ impl Family {
                 return Kinship::Other;
             }
         }
+        // Who never takes what it was sent must not hold up the flows of others.
+        let may_wait = self.waited.is_none_or(|waited| waited.elapsed() >= PAUSE);
         for _ in 0..2 {
             let began = Instant::now();
-            while self.hands_on() && began.elapsed() < HANDING {
+            while may_wait && began.elapsed() < HANDING && self.hands_on() {
                 thread::sleep(MOMENT);
             }
             if self.has_open(socket.inode) || self.add_children() && self.has_open(socket.inode) {
                 return Kinship::Own;
             }
             // It may have been sent off before its receiver was looked at.
-            if !self.hands_on() {
-                break;
+            if !may_wait || !self.hands_on() {
+                return Kinship::Other;
             }
         }
+        self.waited = Some(Instant::now());
         Kinship::Other
     }
 
@@ -244,7 +250,8 @@ fn is_manager(id: u32) -> bool {
     id == 1 || name().trim_end() == "systemd"
 }
 
-/// Between two looks at all processes, or at who has been started for somebody of another user.
+/// Between two looks at all processes, or at who has been started for somebody of another user, and
+/// between two waits in vain.
 const PAUSE: Duration = Duration::from_millis(200);
 /// A socket that is handed on is there within that, unless nobody takes it.
 const HANDING: Duration = Duration::from_millis(3);
@@ -339,13 +346,22 @@ mod tests {
         let began = Instant::now();
         assert_eq!(family.kinship(&listener, &its), Kinship::Other, "nobody takes it");
         assert!(began.elapsed() >= HANDING, "it was waited for");
+        let waited = family.waited;
+        assert_eq!(family.kinship(&listener, &its), Kinship::Other);
+        assert!(waited.is_some() && family.waited == waited, "not again at once");
+        thread::sleep(PAUSE);
         thread::scope(|scope| {
             let taken = scope.spawn(|| {
                 thread::sleep(HANDING / 3);
                 take()
             });
             // A machine under load may take longer than it is waited for.
-            let found = (0..20).any(|_| family.kinship(&listener, &its) == Kinship::Own);
+            let found = (0..20).any(|_| {
+                family.kinship(&listener, &its) == Kinship::Own || {
+                    thread::sleep(HANDING);
+                    false
+                }
+            });
             assert!(found, "it has come");
             drop(taken.join().unwrap());
         });
